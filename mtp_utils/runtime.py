@@ -1,0 +1,146 @@
+"""Where a run happens (device, dtype, threads) and its seeds: decided once, printed with the reason.
+
+Importing this module does not import torch; deciding does.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from . import paths, profiles
+from .run import Run
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "safetensors", "numpy", "scipy", "pandas")
+PACKAGES += ("matplotlib", "seaborn", "papermill")
+
+
+def start(notebook: str, profile: str | None = None) -> Run:
+    """Decide everything a notebook's run depends on, print it with the reasons, and return the run.
+
+    `notebook` is the file's name without `.ipynb`; `profile` as in `get_profile`. Raises ValueError for either.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers' threads warn about forks
+    chosen = profiles.get_profile(profile)
+    provenance = environment()
+    run = Run(notebook, chosen, provenance | {"profile": chosen.name, "base_seed": 0})
+    run.sentinel.unlink(missing_ok=True)
+    print(
+        f"{notebook}: profile {chosen.name} | {provenance['device']} ({provenance['device_reason']}) | "
+        f"{provenance['dtype']} | {provenance['threads']} threads ({provenance['threads_reason']})"
+    )
+    return run
+
+
+@functools.cache
+def choose_device():
+    """`(torch.device, reason)`: the accelerator that torch finds (CUDA, XPU, MPS), else the CPU."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        return torch.device("cpu"), "no accelerator found"
+    device = torch.accelerator.current_accelerator()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else device.type.upper()
+    return device, f"torch.accelerator found {name}"
+
+
+def choose_dtype(device, training: bool = False):
+    """`(torch.dtype, reason)`: float32 for everything measured; for training bfloat16 autocast where it is fast.
+
+    A CPU without bfloat16 instructions computes it many times slower than float32, so its capability is asked.
+    """
+    import torch
+
+    if not training:
+        return torch.float32, "differences between log-probs are measured"
+    if device.type == "cpu":
+        found = [c for c in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(c)]
+        fast = bool(found)
+    else:
+        found, fast = [device.type], device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return (torch.bfloat16, f"{found[0]} has it") if fast else (torch.float32, f"no fast bfloat16 on this {device.type}")
+
+
+@functools.cache
+def choose_threads() -> tuple[int, str]:
+    """`(threads, reason)`: `OMP_NUM_THREADS`, else the cores this process may use (affinity and container quota)."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max" and int(quota) / int(period) < cores:
+            return max(1, math.ceil(int(quota) / int(period))), "the container's quota"
+    except (OSError, ValueError):  # not Linux, or no quota file
+        pass
+    return cores, "the cores this process may use"
+
+
+def set_threads() -> tuple[int, str]:
+    """Give torch the number of threads `choose_threads` found, and return it with the reason."""
+    import torch
+
+    threads, reason = choose_threads()
+    torch.set_num_threads(threads)
+    return threads, reason
+
+
+def seed_for(stream: str, base: int = 0) -> int:
+    """Seed of a named random stream such as "train/head3": 32 bits of sha256, the same on every machine.
+
+    Independent streams need different names, not seeds counted by hand. Never `hash()`, which differs per process.
+    """
+    return int.from_bytes(hashlib.sha256(f"{base}/{stream}".encode()).digest()[:4])
+
+
+def environment() -> dict:
+    """What a reader needs to judge a number: versions, device, threads, git, the sha256 of constraints.txt."""
+    device, device_reason = choose_device()
+    threads, threads_reason = set_threads()
+    constraints = paths.ROOT / "constraints.txt"
+    return {
+        "git": git_state(),
+        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        "constraints_sha256": hashlib.sha256(constraints.read_bytes()).hexdigest() if constraints.is_file() else "unknown",
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+        "device_reason": device_reason,
+        "dtype": str(choose_dtype(device)[0]).removeprefix("torch."),
+        "threads": threads,
+        "threads_reason": threads_reason,
+    }
+
+
+def git_state() -> dict | str:
+    """`{"commit", "dirty"}` of the repository, or "unknown" (a tarball, no git, somebody else's repository around)."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(paths.ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != paths.ROOT:
+            return "unknown"
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def progress(iterable: Iterable, description: str, total: int | None = None) -> Iterator:
+    """`iterable` with a bar that shows the time left, also on the terminal of a run without a browser.
+
+    A kernel's stderr ends in its notebook, so the runner names a file in `MTP_PROGRESS_FILE` and shows what is
+    written there.
+    """
+    from tqdm import tqdm
+
+    file = os.environ.get("MTP_PROGRESS_FILE")
+    with open(file, "a", encoding="utf-8") if file else contextlib.nullcontext(sys.stderr) as stream:
+        yield from tqdm(iterable, description, total, leave=False, file=stream, ncols=79, mininterval=0.5)
