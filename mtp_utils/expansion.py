@@ -1,0 +1,181 @@
+"""Trees of paths below each position, enumerated: top-k per node, or whole paths by mass. Sampling: sampling.py.
+
+An engine (packed.Packed or reference.Reference) computes p(. | prefix, path) for a level of paths; nothing here knows
+how, and nothing holds more than one block of (paths, vocab).
+"""
+
+import torch
+
+PATHS_AT_ONCE = 2**19  # bookkeeping of paths that may be held at once
+
+
+class Level:
+    """Paths of one length below the wanted positions ("roots"), sorted by root.
+
+    root (n,) index of the wanted position; prob (n,) weight of the path; token (n,) its last token; parent, index (n,)
+    the level above and the row there; kv: keys and values per layer, where an engine keeps them.
+    """
+
+    def __init__(self, root, prob, token=None, parent=None, index=None, depth=0):
+        self.root, self.prob, self.token, self.parent, self.index, self.depth = root, prob, token, parent, index, depth
+        self.kv = []
+
+    def take(self, rows):
+        """Those paths only; mask or index (m,)."""
+        index, token = (None if x is None else x[rows] for x in (self.index, self.token))
+        return Level(self.root[rows], self.prob[rows], token, self.parent, index, self.depth)
+
+    def split(self, size):
+        return [self.take(slice(start, start + size)) for start in range(0, len(self.root), size)]
+
+    def lineage(self, start, stop):
+        """(ancestor level, its rows (stop - start,)) from the parent up to depth 1."""
+        found, level, rows = [], self.parent, self.index[start:stop]
+        while level.depth:
+            found.append((level, rows))
+            level, rows = level.parent, level.index[rows]
+        return found
+
+    def path(self, start, stop):
+        """Tokens of each path, (stop - start, depth)."""
+        if self.depth == 0:
+            return self.root.new_empty(stop - start, 0)
+        tokens = [level.token[rows] for level, rows in reversed(self.lineage(start, stop))]
+        return torch.stack([*tokens, self.token[start:stop]], 1)
+
+
+class Sums:
+    """Running sums over paths at each root: probability (P, V), captured mass, paths, conditional entropy (P,)."""
+
+    def __init__(self, n_roots, vocab, dtype, device, with_entropy):
+        self.prob = torch.zeros(n_roots, vocab, dtype=dtype, device=device)
+        self.mass = torch.zeros(n_roots, dtype=torch.float64, device=device)
+        self.paths = torch.zeros(n_roots, dtype=torch.int64, device=device)
+        self.entropy = torch.zeros(n_roots, dtype=dtype, device=device) if with_entropy else None
+
+    def add(self, root, weight, p, slice_rows=128):
+        """prob[root] += weight * p, for root (m,) ascending, p (m, V); as small matrix products, slice by slice."""
+        for start in range(0, len(root), slice_rows):
+            rows = slice(start, start + slice_rows)
+            first, last = root[rows][0], root[rows][-1]
+            spread = p.new_zeros(last - first + 1, len(root[rows]))
+            spread[root[rows] - first, torch.arange(spread.shape[1], device=p.device)] = weight[rows].to(p.dtype)
+            self.prob[first : last + 1].addmm_(spread, p[rows])
+        if self.entropy is not None:
+            self.entropy.index_add_(0, root, weight.to(p.dtype) * torch.special.entr(p).sum(-1))
+
+
+def distributions(engine, level, keep=False):
+    """Yield (start, stop, p (stop - start, V)), float64 for float64 models, else float32."""
+    for start, stop, logits in engine.logits_of(level, keep):
+        p = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        bad = p[:, 0].isnan()
+        if bad.any():
+            root = level.root[start:stop][bad][0]
+            row, t = int(engine.rows[root]), int(engine.t[root])
+            raise ValueError(f"non-finite logits at row {row}, position {t}, {level.depth} tokens further on")
+        yield start, stop, p
+
+
+def children(engine, level, choose):
+    """The level below: choose(start, stop, p) -> parent row relative to start, token, p(token), each (m,)."""
+    parts = [
+        (index + start, token, p)
+        for start, stop, q in distributions(engine, level, True)
+        for index, token, p in [choose(start, stop, q)]
+    ]
+    index, token, p = (torch.cat(x) for x in zip(*parts)) if parts else (level.root, level.root, level.prob)
+    return Level(level.root[index], level.prob[index] * p.to(level.prob.dtype), token, level, index, level.depth + 1)
+
+
+def accumulate(engine, leaves, sums, enumerated=True):
+    for start, stop, p in distributions(engine, leaves):
+        sums.add(leaves.root[start:stop], leaves.prob[start:stop], p)
+    if leaves.depth:
+        sums.paths += leaves.root.bincount(minlength=len(sums.paths))
+    if enumerated:
+        sums.mass.index_add_(0, leaves.root, leaves.prob.to(sums.mass.dtype))
+
+
+def best(p, k):
+    """The k largest of each row of p (m, V), flat: row, token, p, each (m * k,)."""
+    m, vocab = p.shape
+    top, token = p.topk(k) if k < vocab else (p, torch.arange(vocab, device=p.device).expand(m, -1))
+    return torch.arange(m, device=p.device).repeat_interleave(k), token.reshape(-1), top.reshape(-1)
+
+
+def by_top_k(engine, roots, offset, k, sums):
+    """Every node's k best children, down to `offset - 1` tokens: k**(offset - 1) paths."""
+    inner = sum(k**d for d in range(1, offset - 1))
+    group = max(1, min(engine.capacity // max(1, inner), PATHS_AT_ONCE // k ** (offset - 1)))
+    for level in roots.split(group):
+        for _ in range(offset - 1):
+            level = children(engine, level, lambda start, stop, p: best(p, k))
+        accumulate(engine, level, sums)
+
+
+def by_mass(engine, roots, offset, mass, max_paths, sums):
+    """Whole paths, best first, until `mass` is reached at each root.
+
+    A path is at most as probable as its beginnings, so expanding all nodes of probability >= threshold finds all paths
+    of probability >= threshold. The threshold falls by 4 where they do not hold the mass; inner nodes are run again,
+    which costs a third more of them at most, and no list of children is kept.
+    """
+    threshold = torch.cat([at_mass(p, mass) for _, _, p in distributions(engine, roots)])
+    while len(roots.root):
+        group = max(1, PATHS_AT_ONCE // 2**10)
+        parts = [
+            mass_round(engine, roots.take(slice(i, i + group)), threshold[i : i + group], offset, mass, max_paths, sums)
+            for i in range(0, len(roots.root), group)
+        ]
+        todo = ~torch.cat(parts)
+        roots, threshold = roots.take(todo), threshold[todo] / 4
+
+
+def mass_round(engine, roots, threshold, offset, mass, max_paths, sums):
+    """One threshold for each of a few roots; returns which of them reached the mass (and are summed)."""
+    level, limit = roots, torch.zeros_like(sums.mass, dtype=threshold.dtype)
+    limit[roots.root] = threshold
+
+    def choose(start, stop, p):
+        p_path = level.prob[start:stop, None].to(p.dtype) * p
+        row, token = (p_path >= limit[level.root[start:stop], None]).nonzero(as_tuple=True)
+        return row, token, p[row, token]
+
+    for depth in range(offset - 1):
+        if depth and len(level.root) > engine.capacity and len(roots.root) > 1:
+            half = len(roots.root) // 2
+            halves = (slice(None, half), slice(half, None))
+            return torch.cat(
+                [mass_round(engine, roots.take(s), threshold[s], offset, mass, max_paths, sums) for s in halves]
+            )
+        level = children(engine, level, choose)
+    order = level.prob.argsort(descending=True, stable=True)
+    level = level.take(order[level.root[order].argsort(stable=True)])  # by root, the most probable path first
+    held = level.prob.double().cumsum(0)
+    before = held - level.prob
+    count = level.root.bincount(minlength=len(limit))
+    first = (count.cumsum(0) - count)[level.root]  # where each path's root begins
+    before = before - before[first]
+    rank = torch.arange(len(first), device=first.device) - first
+    needed = before < mass
+    total = torch.zeros_like(sums.mass).index_add_(0, level.root, level.prob.double())
+    done = (total >= mass) | (limit < torch.finfo(limit.dtype).tiny)
+    if (needed & (rank >= max_paths)).any():
+        raise over_max_paths(max_paths)
+    accumulate(engine, level.take(needed & done[level.root]), sums)
+    return done[roots.root]
+
+
+def over_max_paths(max_paths):
+    return ValueError(
+        f"max_paths={max_paths} paths at a position do not hold the mass; lower mass, or raise max_paths "
+        f"(each path is one more token through the model)"
+    )
+
+
+def at_mass(p, mass):
+    """Probability (m,) of the last token needed for that mass, best first, in each row of p (m, V)."""
+    p = p.sort(-1, descending=True).values
+    needed = (p.double().cumsum(-1) < mass).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
+    return p.gather(-1, needed)[:, 0]

@@ -1,0 +1,51 @@
+"""Tiny random models from real configuration classes; float64, vocabulary 7, seeded."""
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers import (
+    FalconConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen3Config,
+)
+
+VOCAB = 7
+WINDOW = 5
+SHAPE = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32)
+SHAPE |= dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+WIDE = SHAPE | dict(intermediate_size=24)
+GROUPED = WIDE | dict(num_key_value_heads=2, head_dim=8)
+
+CONFIGS = {
+    "gpt_neox": lambda: GPTNeoXConfig(**WIDE),
+    "llama": lambda: LlamaConfig(**WIDE, num_key_value_heads=2),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
+    ),
+    "opt": lambda: OPTConfig(**SHAPE, ffn_dim=24, word_embed_proj_dim=16),
+    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=WINDOW),
+    "gemma3": lambda: Gemma3TextConfig(
+        **GROUPED, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=8
+    ),
+    "qwen3": lambda: Qwen3Config(**GROUPED),
+    "falcon_alibi": lambda: FalconConfig(**SHAPE, alibi=True, new_decoder_architecture=False),
+}
+PACKED = [name for name in CONFIGS if name != "falcon_alibi"]
+
+
+def tiny_model(name, dtype=torch.float64, seed=0, **changes):
+    """Random model of that architecture, weights large enough that attention matters."""
+    config = CONFIGS[name]()
+    for key, value in changes.items():
+        setattr(config, key, value)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.4)
+    return model.to(dtype).eval()
