@@ -30,7 +30,7 @@ def source_sha256(notebook: str) -> str:
 
 
 def write_manifest(profile: str) -> None:
-    """Write figures/manifest.json from the figures' own JSON files: hashes, alt text, where each comes from."""
+    """Write figures/manifest.json from the scorecard and the figures' own JSON files: hashes, alt, origin."""
     folder = paths.figures(profile)
     figures = {}
     for path in sorted(folder.glob("[0-9][0-9]_*.json")):
@@ -38,7 +38,9 @@ def write_manifest(profile: str) -> None:
         outputs = record["outputs"] | {"csv": record["sha256"], "json": records.sha256(path.read_bytes())}
         kept = {name: record[name] for name in ("notebook", "source_sha256", "alt", "provenance")}
         figures[path.stem] = kept | {"outputs": outputs}
-    records.write_json(folder / "manifest.json", {"profile": profile, "figures": figures})
+    scorecard = records.sha256((folder / "scorecard.md").read_bytes())
+    content = {"profile": profile, "scorecard_sha256": scorecard, "figures": figures}
+    records.write_json(folder / "manifest.json", content)
 
 
 def remove_figures(folder: Path, number: str, keep: Iterable[str] = ()) -> None:

@@ -86,8 +86,8 @@ class Run:
         profile = self.profile.name
         self._store_verdicts()
         artifacts.remove_figures(paths.figures(profile), self.number, keep=self._figures)
-        artifacts.write_manifest(profile)
         artifacts.write_scorecard(profile)
+        artifacts.write_manifest(profile)
         entry = {"figures": self._figures, "tables": self._tables, "verdicts": [v["verdict"] for v in self._verdicts]}
         entry |= {"run": os.environ.get("MTP_RUN", ""), "seconds": self._seconds()}
         records.write_json(self.sentinel, self._origin() | entry)

@@ -65,7 +65,9 @@ def choose_dtype(device, training: bool = False):
         fast = bool(found)
     else:
         found, fast = [device.type], device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return (torch.bfloat16, f"{found[0]} has it") if fast else (torch.float32, f"no fast bfloat16 on this {device.type}")
+    if fast:
+        return torch.bfloat16, f"{found[0]} has it"
+    return torch.float32, f"no fast bfloat16 on this {device.type}"
 
 
 @functools.cache
@@ -105,10 +107,11 @@ def environment() -> dict:
     device, device_reason = choose_device()
     threads, threads_reason = set_threads()
     constraints = paths.ROOT / "constraints.txt"
+    digest = hashlib.sha256(constraints.read_bytes()).hexdigest() if constraints.is_file() else "unknown"
     return {
         "git": git_state(),
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
-        "constraints_sha256": hashlib.sha256(constraints.read_bytes()).hexdigest() if constraints.is_file() else "unknown",
+        "constraints_sha256": digest,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
         "device_reason": device_reason,
@@ -143,4 +146,4 @@ def progress(iterable: Iterable, description: str, total: int | None = None) -> 
 
     file = os.environ.get("MTP_PROGRESS_FILE")
     with open(file, "a", encoding="utf-8") if file else contextlib.nullcontext(sys.stderr) as stream:
-        yield from tqdm(iterable, description, total, leave=False, file=stream, ncols=79, mininterval=0.5)
+        yield from tqdm(iterable, description, total, leave=False, file=stream, ncols=60, mininterval=0.5)

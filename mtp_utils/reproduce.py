@@ -1,0 +1,151 @@
+"""Runs the notebooks in order, headless, and says how far it is: `python -m mtp_utils.reproduce smoke --only 01 02`.
+
+Only the standard library is imported before there is something to run: reproduce.sh asks `parse` whether the words it
+was given exist before it installs anything.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import paths
+from .execute import Stop, finished, run_notebook
+from .profiles import PROFILES, Profile
+
+COMMANDS = ("check", "publish", "test", "setup")  # the last two are reproduce.sh's own
+FAILED, UNKNOWN_WORD, BUSY, INTERRUPTED = 1, 2, 3, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(UNKNOWN_WORD)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line as `.word`, `.only`, `.force`, `.list`; exits with 2 and one line on a word that is unknown."""
+    parser = _Parser("reproduce.sh", description="Run the notebooks and draw every figure.", allow_abbrev=False)
+    parser.add_argument("word", nargs="?", default="default", help=f"{', '.join((*PROFILES, *COMMANDS))}")
+    parser.add_argument("--only", nargs="+", metavar="NN", help="run these notebooks alone, by their numbers")
+    parser.add_argument("--force", action="store_true", help="measure again what these notebooks had measured")
+    parser.add_argument("--list", action="store_true", help="say which notebooks there are, and run nothing")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"unknown {' '.join(unknown)}; there are --only NN ..., --force and --list")
+    if args.word not in (*PROFILES, *COMMANDS):
+        parser.error(f"unknown word {args.word!r}; there are {', '.join((*PROFILES, *COMMANDS))}")
+    if args.word in COMMANDS and (args.only or args.force or args.list):
+        parser.error(f"{args.word} takes no flags; --only, --force and --list go with {', '.join(PROFILES)}")
+    numbers = [p.name[:2] for p in all_notebooks()]
+    args.only = [n.zfill(2) for n in args.only or ()]
+    if unknown := [n for n in args.only if n not in numbers]:
+        parser.error(f"no notebook {' '.join(unknown)}; there are {' '.join(numbers) or 'none yet'}")
+    if args.word in PROFILES and PROFILES[args.word].needs_hub and not args.list:
+        local = ", ".join(name for name, p in PROFILES.items() if not p.needs_hub)
+        parser.error(f"{args.word} needs models and texts of the hub, which notebooks {' '.join(numbers)} do not read "
+                     f"yet; they run with {local}")  # fmt: skip
+    return args
+
+
+def all_notebooks() -> list[Path]:
+    """The notebooks NN_name.ipynb, in order."""
+    return sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what the command line says and return the exit code; errors are one line on stderr."""
+    args = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        if args.word in ("test", "setup"):
+            raise Stop(f"{args.word} is a word of reproduce.sh: ./reproduce.sh {args.word}", UNKNOWN_WORD)
+        if args.word in COMMANDS:
+            from . import publish
+
+            with exclusive("default") if args.word == "publish" else contextlib.nullcontext():
+                return getattr(publish, args.word)()
+        chosen = [p for p in all_notebooks() if not args.only or p.name[:2] in args.only]
+        if args.list:
+            print("\n".join(p.stem for p in chosen))
+            return 0
+        run_all(chosen, PROFILES[args.word], args.force)
+    except Stop as stop:
+        print(f"reproduce.sh: {stop}", file=sys.stderr)
+        return stop.code
+    except OSError as error:
+        print(f"reproduce.sh: {error.strerror or error}: {error.filename or paths.build(args.word)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        again = " ".join([args.word, *(["--only", *args.only] if args.only else [])])
+        print(f"\nreproduce.sh: interrupted; `./reproduce.sh {again}` goes on where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> None:
+    """Run the notebooks one after another and print a table of what they made; the first failure ends the run."""
+    if not notebooks:
+        raise Stop(f"no notebooks in {paths.NOTEBOOKS}")
+    with exclusive(profile.name):
+        _prepare(notebooks, profile, force)
+        run_id, entries = _run_id(profile, force), {}
+        for i, path in enumerate(notebooks, 1):
+            print(f"[{i}/{len(notebooks)}] {path.stem}", end="", flush=True)
+            entry = finished(path, profile, run_id)
+            print(" (finished before the interruption)" if entry else "", flush=True)
+            entries[path.stem] = entry or run_notebook(path, profile, run_id)
+        (paths.build(profile.name) / ".unfinished").unlink()
+    print(f"\n{'notebook':30} {'seconds':>8} {'figures':>8}  verdicts")
+    for stem, entry in entries.items():
+        verdicts = ", ".join(entry["verdicts"]) or "-"
+        print(f"{stem:30} {entry['seconds']:8.1f} {len(entry['figures']):8}  {verdicts}")
+    print(f"\nfigures: {paths.figures(profile.name)}")
+
+
+@contextlib.contextmanager
+def exclusive(profile: str) -> Iterator[None]:
+    """Hold the build folder of a profile; Stop if another run holds it. Ends with the process, however it ends."""
+    folder = paths.build(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Stop(f"process {lock.read().strip() or '?'} is already writing to {folder}", BUSY) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _prepare(notebooks: list[Path], profile: Profile, force: bool) -> None:
+    """Clear what killed runs left half written and, if asked, the tables of the chosen notebooks."""
+    for path in paths.build(profile.name).glob("*/.*.tmp"):
+        path.unlink(missing_ok=True)
+    for path in notebooks if force else ():
+        for table in paths.tables(profile.name).glob(f"{path.name[:2]}_*"):
+            table.unlink()
+    paths.notebooks(profile.name).mkdir(parents=True, exist_ok=True)
+
+
+def _run_id(profile: Profile, force: bool) -> str:
+    """Name of this run: that of the one broken off, if the code is still the same, so that it goes on from there."""
+    marker = paths.build(profile.name) / ".unfinished"
+    sources = [*sorted(paths.PACKAGE.glob("*.py")), paths.ROOT / "constraints.txt"]
+    code = hashlib.sha256(b"".join(p.read_bytes() for p in sources if p.is_file())).hexdigest()
+    found = marker.read_text().split() if marker.is_file() and not force else []
+    if len(found) == 2 and found[1] == code:
+        return found[0]
+    run_id = uuid.uuid4().hex
+    marker.write_text(f"{run_id} {code}")
+    return run_id
+
+
+if __name__ == "__main__":
+    sys.exit(main())

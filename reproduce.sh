@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Runs the notebooks and draws every figure:
+#
+#   ./reproduce.sh [smoke|default|hub|hub-large] [--only 01 ...] [--force] [--list]     no word: default
+#   ./reproduce.sh test       ruff, the unit tests, the notebooks under nbval, and the smoke profile off line
+#   ./reproduce.sh check      are the published figures the ones of their manifest, and of the default run here?
+#   ./reproduce.sh publish    copy the default run's figures to figures/ and the findings to README.md
+#   ./reproduce.sh setup      the environment alone
+#
+# Cost on 2 cores: set-up, once, the download of about 1 GB (several with the CUDA build of torch); smoke at most 3
+# minutes, default at most 45, test at most 15; 4 GB of memory. Interrupt and start again at will.
+# Exit codes: 0 done, 1 failed, 2 unknown word, 3 another run is at it, 130 interrupted.
+set -euo pipefail
+unset CDPATH PYTHONPATH PYTHONHOME                                      # only what constraints.txt lists is imported
+export PYTHONNOUSERSITE=1
+case ${MTP_BUILD:-/} in /*) ;; *) export MTP_BUILD="$PWD/$MTP_BUILD" ;; esac
+cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")"
+
+stop() { printf 'reproduce.sh: %s\n' "$1" >&2; exit "${2:-1}"; }
+
+# The environment: conda's if the active one is environment.yml's, else .venv in this folder.
+venv=$PWD/.venv
+base=python3
+if [ "${CONDA_DEFAULT_ENV:-}" = "$(sed -n 's/^name: *//p' environment.yml)" ]; then
+  venv=$CONDA_PREFIX
+  base=$CONDA_PREFIX/bin/python
+fi
+python=$venv/bin/python
+"$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+  stop "Python 3.11 or newer is needed, and '$base' is $("$base" --version 2>&1 || true)"
+
+# The stamp says what was installed, from which files and where; it is written last, so half an installation has none.
+wanted() {
+  "$base" -c 'import hashlib, os, sys
+files = b"".join(open(name, "rb").read() for name in ("pyproject.toml", "constraints.txt"))
+where = "%d.%d %s" % (*sys.version_info[:2], os.getcwd())
+print(hashlib.sha256(files + where.encode()).hexdigest())'
+}
+installed() { [ "$(cat "$venv/.mtp-stamp" 2>/dev/null)" = "$(wanted)" ] && "$python" -c '' 2>/dev/null; }
+
+setup() {
+  installed && return
+  # A lock on descriptor 9, which is also pip's: it ends with the last of them, however they end.
+  exec 9>.venv.lock
+  "$base" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null ||
+    stop "another reproduce.sh is setting up $venv; wait for it" 3
+  if ! installed; then
+    echo "setting up $venv: once, a few minutes" >&2
+    if [ "$venv" = "$PWD/.venv" ]; then
+      rm -rf .venv
+      "$base" -m venv .venv || stop "'$base -m venv .venv' failed (on Debian and Ubuntu: apt install python3-venv)"
+    fi
+    rm -f "$venv/.mtp-stamp"
+    "$python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]' >&2 ||
+      stop "the installation failed (above); start it again and it is redone"
+    wanted >"$venv/.mtp-stamp"
+  fi
+  exec 9>&-
+}
+
+run_tests() {
+  unset MTP_PROFILE MTP_NOTEBOOKS
+  build=$(mktemp -d)
+  trap 'rm -rf "$build"' EXIT
+  "$python" -m ruff check --no-cache .
+  MTP_BUILD=$build/unit "$python" -m pytest -p no:cacheprovider tests
+  export HF_HUB_OFFLINE=1
+  set -- notebooks/[0-9][0-9]_*.ipynb
+  if [ ! -e "$1" ]; then
+    echo "there are no notebooks yet: nothing for nbval and the smoke profile to run"
+    return
+  fi
+  MTP_BUILD=$build/nbval MTP_PROFILE=smoke TQDM_DISABLE=1 "$python" -m pytest -p no:cacheprovider \
+    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+  MTP_BUILD=$build/smoke "$python" -m mtp_utils.reproduce smoke
+}
+
+# Words are looked at before anything is installed; the standard library is enough for that.
+case " $* " in *" --list "* | *" --help "* | *" -h "*) exec "$base" -m mtp_utils.reproduce "$@" ;; esac
+word=$("$base" -c 'import sys; from mtp_utils.reproduce import parse; print(parse(sys.argv[1:]).word)' "$@")
+setup
+case $word in
+  setup) echo "$venv is ready" ;;
+  test) run_tests ;;
+  *) exec "$python" -m mtp_utils.reproduce "$@" ;;
+esac
