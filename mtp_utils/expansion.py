@@ -71,21 +71,21 @@ def distributions(engine, level, keep=False):
         p = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         bad = p[:, 0].isnan()
         if bad.any():
-            root = level.root[start:stop][bad][0]
-            row, t = int(engine.rows[root]), int(engine.t[root])
-            raise ValueError(f"non-finite logits at row {row}, position {t}, {level.depth} tokens further on")
+            row, column = engine.where[level.root[start:stop][bad][0]].tolist()
+            raise ValueError(f"non-finite logits at (row, position) ({row}, {column}), {level.depth} tokens further on")
         yield start, stop, p
 
 
 def children(engine, level, choose):
     """The level below: choose(start, stop, p) -> parent row relative to start, token, p(token), each (m,)."""
-    parts = [
-        (index + start, token, p)
-        for start, stop, q in distributions(engine, level, True)
-        for index, token, p in [choose(start, stop, q)]
-    ]
-    index, token, p = (torch.cat(x) for x in zip(*parts)) if parts else (level.root, level.root, level.prob)
-    return Level(level.root[index], level.prob[index] * p.to(level.prob.dtype), token, level, index, level.depth + 1)
+    index, token, prob = [level.root[:0]], [level.root[:0]], [level.prob[:0]]
+    for start, stop, p in distributions(engine, level, keep=True):
+        row, chosen, p_chosen = choose(start, stop, p)
+        index.append(row + start)
+        token.append(chosen)
+        prob.append(p_chosen.to(level.prob.dtype))
+    index = torch.cat(index)
+    return Level(level.root[index], level.prob[index] * torch.cat(prob), torch.cat(token), level, index, level.depth + 1)
 
 
 def accumulate(engine, leaves, sums, enumerated=True):
@@ -146,9 +146,7 @@ def mass_round(engine, roots, threshold, offset, mass, max_paths, sums):
         if depth and len(level.root) > engine.capacity and len(roots.root) > 1:
             half = len(roots.root) // 2
             halves = (slice(None, half), slice(half, None))
-            return torch.cat(
-                [mass_round(engine, roots.take(s), threshold[s], offset, mass, max_paths, sums) for s in halves]
-            )
+            return torch.cat([mass_round(engine, roots.take(s), threshold[s], offset, mass, max_paths, sums) for s in halves])
         level = children(engine, level, choose)
     order = level.prob.argsort(descending=True, stable=True)
     level = level.take(order[level.root[order].argsort(stable=True)])  # by root, the most probable path first

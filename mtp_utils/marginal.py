@@ -171,9 +171,7 @@ def engine_to_use(model, rows, reference=False):
         return Reference
     engine, reason = engine_for(model, rows.longest)
     if reason:
-        warnings.warn(
-            f"{type(model).__name__} cannot be packed ({reason}): full re-runs, many times slower", stacklevel=3
-        )
+        warnings.warn(f"{type(model).__name__} cannot be packed ({reason}): slow full re-runs", stacklevel=3)
     return engine
 
 
@@ -181,9 +179,7 @@ def check_mode(vocab, top_k, mass, exact, samples, max_paths):
     given = {"top_k": top_k, "mass": mass, "exact": exact or None, "samples": samples}
     modes = {name for name, value in given.items() if value is not None}
     allowed = len(modes) == 1 or modes == {"top_k", "samples"}
-    require(
-        allowed, f"exactly one of top_k, mass, exact, samples, or top_k with samples; got {sorted(modes) or 'none'}"
-    )
+    require(allowed, f"exactly one of top_k, mass, exact, samples, or top_k with samples, not {sorted(modes)}")
     require(top_k is None or 1 <= top_k <= vocab, f"top_k must be in [1, {vocab}] (the vocabulary), not {top_k}")
     require(samples is None or samples >= 1, f"samples must be >= 1, not {samples}")
     require(mass is None or 0 < mass <= 1, f"mass must be in (0, 1], not {mass}")

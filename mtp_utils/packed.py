@@ -105,14 +105,10 @@ def cap(score, scale, softcap):
     return score if softcap is None else torch.tanh(score / softcap) * softcap
 
 
-def attend(
-    module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs
-):
+def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs):
     """The attention function of a candidate pass, under transformers' interface: (1, H, n, D) -> (1, n, H, D)."""
     plan = _plan.get()
-    extra = [
-        name for name, x in kwargs.items() if torch.is_tensor(x) and name not in ("position_ids", "cache_position")
-    ]
+    extra = [name for name, x in kwargs.items() if torch.is_tensor(x) and not name.endswith(("_ids", "_position"))]
     if attention_mask is not None or extra or dropout or key.shape[2] != len(plan.t):
         raise NotImplementedError(f"attention with {extra or 'a mask, dropout or a cache'} of the model's own")
     plan.calls += 1
@@ -221,7 +217,7 @@ class Packed:
             if keep:
                 parts.append([layer.fresh for layer in self.layers])
             yield start, stop, logits
-        level.kv = [tuple(torch.cat(x, 1) for x in zip(*layer)) for layer in zip(*parts)]
+        level.kv = [tuple(torch.cat(x, 1) for x in zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
 
     def forward(self, level, start, stop):
         root = level.root[start:stop]

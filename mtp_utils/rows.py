@@ -40,70 +40,62 @@ class Rows:
 
     def __init__(self, model, input_ids, offset, attention_mask=None, positions=None, name="offset"):
         shape = tuple(input_ids.shape)
-        require(
-            len(shape) == 2 and not input_ids.is_floating_point(), f"input_ids must be (batch, seq) int, not {shape}"
-        )
+        require(len(shape) == 2 and not input_ids.is_floating_point(), f"input_ids must be (batch, seq) int: {shape}")
         require(input_ids.numel(), f"input_ids is empty: {shape}, at least one token is needed")
         require(isinstance(offset, int) and offset >= 1, f"{name} must be an integer >= 1, not {offset}")
         self.ids, self.offset = input_ids, offset
-        self.there = (
-            self.flags(attention_mask, "attention_mask") if attention_mask is not None else input_ids == input_ids
-        )
+        everywhere = torch.ones_like(input_ids, dtype=torch.bool)
+        self.there = everywhere if attention_mask is None else self.flags(attention_mask, "attention_mask")
         require(self.there.any(), "attention_mask leaves input_ids empty: at least one token is needed")
         self.wanted = self.there if positions is None else self.there & self.flags(positions, "positions")
-        embeddings = model.get_input_embeddings().num_embeddings
-        outside = self.there & ((input_ids < 0) | (input_ids >= embeddings))
-        require(
-            not outside.any(),
-            f"input_ids must be in [0, {embeddings}); see (row, column) {outside.nonzero()[:3].tolist()}",
-        )
         self.t = self.there.cumsum(1) - 1  # a token's position in its row, wherever it stands in the batch
         self.longest = int(self.t[self.wanted].max()) + offset if self.wanted.any() else 0
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or self.longest
-        seen = f"{self.longest - offset + 1} tokens + {name} {offset} - 1"
-        require(self.longest <= limit, f"input_ids: {seen} = {self.longest} is above the model's {limit} positions")
-        head = model.get_output_embeddings()
-        self.vocab = embeddings if head is None else head.weight.shape[0]
+        self.check_limits(model, name)
 
     def flags(self, mask, name):
         """A mask of the caller's as bool, on the ids' device."""
-        require(
-            mask.shape == self.ids.shape, f"{name} must be of shape {tuple(self.ids.shape)}, not {tuple(mask.shape)}"
-        )
+        shape, given = tuple(self.ids.shape), tuple(mask.shape)
+        require(given == shape, f"{name} must have input_ids' shape {shape}, not {given}")
         return mask.to(self.ids.device) != 0
+
+    def check_limits(self, model, name):
+        known = model.get_input_embeddings().num_embeddings
+        outside = (self.there & ((self.ids < 0) | (self.ids >= known))).nonzero()[:3].tolist()
+        require(not outside, f"input_ids must be in [0, {known}); outside at (row, column) {outside}")
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or self.longest
+        seen = f"{self.longest - self.offset + 1} tokens + {name} {self.offset} - 1 = {self.longest}"
+        require(self.longest <= limit, f"input_ids: {seen} is above the model's {limit} positions")
+        head = model.get_output_embeddings()
+        self.vocab = known if head is None else head.weight.shape[0]
 
     def batches(self, model, engine_class):
         """Yield (engine, roots, where): wanted positions as a Level of depth 0, and their (row, column) (P, 2) here."""
         for group in self.groups():
-            where = (
-                self.wanted & torch.isin(torch.arange(len(self.ids)), group).to(self.ids.device)[:, None]
-            ).nonzero()
+            where = self.wanted.nonzero()
+            where = where[torch.isin(where[:, 0], group)]
             t = self.t[where[:, 0], where[:, 1]]
-            lengths = [int(t[where[:, 0] == row].max()) + 1 for row in group]
-            ids = pad_sequence([self.ids[row][self.there[row]][:n] for row, n in zip(group, lengths)], batch_first=True)
-            local = torch.searchsorted(group.to(where.device), where[:, 0])
-            engine = engine_class(model, *(x.to(model.device) for x in (ids, local, t)))
+            prefixes = [self.ids[row][self.there[row]][: t[where[:, 0] == row].max() + 1] for row in group]
+            inputs = pad_sequence(prefixes, batch_first=True), torch.searchsorted(group, where[:, 0].contiguous()), t
+            engine = engine_class(model, *(x.to(model.device) for x in inputs))
+            engine.where = where
             roots = torch.arange(len(where), device=model.device)
             yield engine, Level(roots, torch.ones_like(roots, dtype=torch.float64)), where
 
     def groups(self):
-        """Rows (n,) that share one prefix pass: bounded in tokens and in logits."""
-        rows = self.wanted.any(1).nonzero()[:, 0].cpu()
-        group, longest = [], 0
-        for row in rows.tolist():
-            n = int(self.t[row][self.wanted[row]].max()) + 1
-            size = max(longest, n) * (len(group) + 1)
-            if group and (size > PREFIX_TOKENS or size * self.vocab > PREFIX_LOGITS):
-                yield torch.tensor(group)
-                group, longest = [], 0
-            group, longest = [*group, row], max(longest, n)
-        if group:
-            yield torch.tensor(group)
+        """Batch rows (n,) that share one prefix pass: bounded in tokens and in logits."""
+        rows = self.wanted.any(1).nonzero()[:, 0]
+        lengths = [int(self.t[row][self.wanted[row]].max()) + 1 for row in rows]
+        first = 0
+        for i in range(1, len(rows) + 1):
+            size = max(lengths[first : i + 1]) * (i + 1 - first)
+            if i == len(rows) or size > PREFIX_TOKENS or size * self.vocab > PREFIX_LOGITS:
+                yield rows[first:i]
+                first = i
 
     def seeds(self, seed, where):
         """What seeds each wanted position's stream: (seed, row, position), or the caller's own number."""
         if not torch.is_tensor(seed):
             t = self.t[where[:, 0], where[:, 1]]
-            return [(seed % 2**64, row, at) for row, at in zip(where[:, 0].tolist(), t.tolist())]
+            return [(seed % 2**64, row, at) for row, at in zip(where[:, 0].tolist(), t.tolist(), strict=True)]
         require(seed.shape == self.ids.shape, f"seed must be an int or of shape {tuple(self.ids.shape)}")
         return [value % 2**64 for value in seed.to(where.device)[where[:, 0], where[:, 1]].tolist()]

@@ -34,12 +34,12 @@ def by_samples(engine, roots, offset, k, seeds, n, sums):
         if k:
             accumulate(engine, tree.pop(), sums)
         share, depth, node = exits(tree, left, u[:, :, 0])
-        for level, tokens in zip(tree, drawn):
+        for level, tokens in zip(tree, drawn, strict=True):
             walk(engine, level, tokens, share, node, depth == level.depth, offset, u, sums)
 
 
 def grow(engine, roots, offset, k, u):
-    """Top-k tree; per inner level the mass left out of it (nodes,) and a token from there for each sample (nodes, n)."""
+    """Top-k tree; per inner level the mass left out (nodes,) and a token from there for each sample (nodes, n)."""
     tree, left, drawn = [roots], [], []
 
     def choose(start, stop, p):

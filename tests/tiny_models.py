@@ -1,8 +1,8 @@
 """Tiny random models from real configuration classes; float64, vocabulary 7, seeded."""
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers import (
+    AutoModelForCausalLM,
     FalconConfig,
     Gemma3TextConfig,
     GPT2Config,
@@ -23,9 +23,7 @@ GROUPED = WIDE | dict(num_key_value_heads=2, head_dim=8)
 CONFIGS = {
     "gpt_neox": lambda: GPTNeoXConfig(**WIDE),
     "llama": lambda: LlamaConfig(**WIDE, num_key_value_heads=2),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
-    ),
+    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0),
     "opt": lambda: OPTConfig(**SHAPE, ffn_dim=24, word_embed_proj_dim=16),
     "mistral": lambda: MistralConfig(**GROUPED, sliding_window=WINDOW),
     "gemma3": lambda: Gemma3TextConfig(
