@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -35,8 +36,9 @@ def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
     folder = paths.notebooks(profile.name)
     output = folder / f"{path.stem}.tmp.ipynb"
     failed = folder / f"{path.stem}.failed.ipynb"
-    failed.unlink(missing_ok=True)
-    (folder / f"{path.stem}.finished.json").unlink(missing_ok=True)
+    for earlier in (failed, folder / path.name, folder / f"{path.stem}.finished.json"):
+        earlier.unlink(missing_ok=True)
+    logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it has to say stands in our one line
     started = time.monotonic()
     with _Display(path, folder / ".progress") as display:
         os.environ |= {"MTP_RUN": run_id, "MTP_PROGRESS_FILE": str(display.file), "JUPYTER_PREFER_ENV_PATH": "1"}
@@ -96,7 +98,7 @@ class _Display:
 
     def __init__(self, path: Path, file: Path):
         self.file = file
-        self.total = len(json.loads(path.read_text("utf-8"))["cells"])
+        self.total = len(json.loads(path.read_text("utf-8"))["cells"]) + 1  # papermill adds the one with the parameters
         self.position, self._shown = 0, ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)

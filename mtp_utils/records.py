@@ -110,9 +110,7 @@ def read_table(path: Path, key: str | None = None) -> pd.DataFrame | None:
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # ValueError: JSON or UTF-8 cut off or altered
         return None
     # Tokens such as "NA" and "007" are text, not missing values and numbers.
-    return pd.read_csv(
-        io.BytesIO(data), float_precision="round_trip", keep_default_na=False, na_values=[""], dtype=text_columns
-    )
+    return pd.read_csv(io.BytesIO(data), keep_default_na=False, na_values=[""], dtype=text_columns)
 
 
 def write_table(path: Path, frame: pd.DataFrame, record: dict | None = None) -> None:

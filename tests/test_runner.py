@@ -1,0 +1,187 @@
+"""The runner resumes, refuses and reports: what happens when a run is killed, starved, doubled or cut short."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from toy_run import ROOT, Runner, measure, wait_for, write_notebook
+
+
+@pytest.fixture
+def runner(tmp_path):
+    return Runner(tmp_path)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_run_resumes_with_the_same_tables_and_measures_nothing_twice(runner, tmp_path):
+    write_notebook(tmp_path, "01_toy", measure("01_quick", "quick"))
+    write_notebook(tmp_path, "02_toy", measure("02_quick", "quick2"), measure("02_slow", "slow"))
+    process = runner.start()
+    wait_for((tmp_path / "slow.pid").exists)
+    process.kill()
+    process.communicate()
+    kernel = int((tmp_path / "slow.pid").read_text())
+    half_written = runner.smoke / "tables" / ".02_slow.csv.1.tmp"
+    half_written.write_text("name,val")
+    (tmp_path / "go").touch()
+    code, out, err = runner.run()
+    assert code == 0, err
+    assert "01_toy (finished before the interruption)" in out
+    assert runner.log() == ["quick", "quick2", "slow", "slow"]  # the slow one was not there yet, the others were
+    expected = pd.DataFrame({"name": "slow", "value": [i / 7 for i in range(20)]})
+    assert runner.table("02_slow") == expected.to_csv(index=False).encode()
+    assert not half_written.exists()
+    wait_for(lambda: not alive(kernel), 15)
+
+
+def test_an_interrupted_run_ends_at_once_and_says_how_to_go_on(runner, tmp_path):
+    write_notebook(tmp_path, "01_toy", measure("01_slow", "slow"))
+    process = runner.start("--only", "01")
+    wait_for((tmp_path / "slow.pid").exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "`./reproduce.sh smoke --only 01` goes on where it stopped" in err
+    assert not list(runner.smoke.glob("tables/*"))
+
+
+def test_of_two_runs_at_once_the_second_says_so_and_stops(runner, tmp_path):
+    write_notebook(tmp_path, "01_toy", measure("01_slow", "slow"))
+    first = runner.start()
+    wait_for((tmp_path / "slow.pid").exists)
+    code, _, err = runner.run()
+    (tmp_path / "go").touch()
+    first.communicate(timeout=60)
+    assert (code, first.returncode) == (3, 0)
+    assert f"process {first.pid} is already writing to {runner.smoke}" in err
+    assert runner.log() == ["slow"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("sys.exit(0)", "before its last cell"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("os.kill(os.getpid(), 9)", "kernel died"),
+    ],
+    ids=["exit 0 in the middle", "an error", "a killed kernel"],
+)
+def test_a_notebook_that_did_not_come_to_its_end_fails_the_run(runner, tmp_path, body, message):
+    path = write_notebook(tmp_path, "01_toy", measure("01_quick", "quick"), body)
+    runner.plant_entry(path)
+    code, _, err = runner.run()
+    assert code == 1
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    left = sorted(p.name for p in (runner.smoke / "notebooks").iterdir())
+    assert left == ["01_toy.failed.ipynb"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_table_behind(runner, tmp_path):
+    write_notebook(tmp_path, "01_toy", measure("01_big", "big", rows=20_000))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))"
+    code, _, err = runner.run(before=limit)
+    assert code == 1
+    assert "File too large" in err and len(err.strip().splitlines()) == 1
+    assert list(runner.smoke.glob("tables/*")) == list(runner.smoke.glob("tables/.*")) == []
+
+
+def test_a_disk_too_full_for_the_notebook_itself_is_one_line(runner, tmp_path):
+    write_notebook(tmp_path, "01_toy", measure("01_quick", "quick"), "pass  # " + "x" * 6000)
+    code, _, err = runner.run(before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))")
+    assert code == 1
+    assert "File too large" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_build_folder_that_cannot_be_written_is_one_line(runner, tmp_path):
+    write_notebook(tmp_path, "01_toy", measure("01_quick", "quick"))
+    build = tmp_path / "build"
+    build.mkdir()
+    build.chmod(0o555)
+    for folder in (tmp_path, *tmp_path.parents[:3]):  # pytest's folders are closed to other users
+        folder.chmod(folder.stat().st_mode | 0o055) if os.getuid() == 0 and folder.owner() == "root" else None
+    # Root may write anywhere, so it becomes nobody, who may not read every installation: what is needed is imported.
+    code, _, err = runner.run(before="import gettext, locale, os\nif os.getuid() == 0: os.setuid(65534)")
+    build.chmod(0o755)
+    assert code == 1
+    assert err == f"reproduce.sh: Permission denied: {runner.smoke}\n"
+
+
+def test_force_measures_the_chosen_notebooks_again_and_a_table_says_what_was_made(runner, tmp_path):
+    write_notebook(tmp_path, "01_toy", measure("01_a", "a"))
+    write_notebook(tmp_path, "02_toy", measure("02_b", "b"))
+    other = runner.smoke / "tables" / "01_a.csv"
+    assert runner.run("--only", "02")[0] == 0
+    other.write_text("another notebook's")
+    code, out, _ = runner.run("--only", "2", "--force")
+    assert code == 0
+    assert runner.log() == ["b", "b"] and other.read_text() == "another notebook's"
+    assert out.startswith("[1/1] 02_toy\n\nnotebook") and "\n02_toy " in out
+    executed = json.loads((runner.smoke / "notebooks" / "02_toy.ipynb").read_text())
+    assert all("papermill" not in part["metadata"] for part in (executed, *executed["cells"]))
+    assert any(c.get("outputs") for c in executed["cells"])
+
+
+def test_a_notebook_without_the_profile_parameter_is_refused(runner, tmp_path):
+    path = write_notebook(tmp_path, "01_toy")
+    path.write_text(path.read_text().replace("profile = None", "profil = None"))
+    code, _, err = runner.run()
+    assert code == 1 and "01_toy.ipynb has no `profile`" in err
+
+
+def test_a_long_measurement_shows_a_bar_with_the_time_left_on_the_terminal(runner, tmp_path):
+    loop = "from mtp_utils.runtime import progress\nfor _ in progress(range(8), 'measuring'):\n    time.sleep(0.3)"
+    write_notebook(tmp_path, "01_toy", loop)
+    terminal, side = os.openpty()
+    process = runner.start(stdout=side, stderr=side)
+    os.close(side)
+    shown = b""
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+    except OSError:  # the other side was closed: Linux says EIO
+        pass
+    assert process.wait(20) == 0
+    assert "measuring" in shown.decode() and "/8 [00:0" in shown.decode()
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["smok"], "smoke, default, hub, hub-large, check, publish, test, setup"),
+        (["smoke", "--only", "77"], "there are"),
+        (["smoke", "--fast"], "--only NN ..., --force and --list"),
+        (["check", "--force"], "smoke, default"),
+        (["hub"], "smoke, default"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_unknown_word_is_one_line_and_installs_nothing(words, names, tmp_path):
+    """In a copy without an environment, in a folder with a space, from elsewhere."""
+    copy = tmp_path / "a copy"
+    (copy / "mtp_utils").mkdir(parents=True)
+    for name in ("reproduce.sh", "environment.yml", *(f"mtp_utils/{p.name}" for p in (ROOT / "mtp_utils").glob("*.py"))):
+        shutil.copy(ROOT / name, copy / name)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MTP_", "CONDA"))}
+    done = subprocess.run([copy / "reproduce.sh", *words], cwd="/", env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and names in done.stderr
+    assert not (copy / ".venv").exists()
+
+
+def test_the_runner_asks_for_nothing_but_the_standard_library_to_check_its_words():
+    code = "import sys; from mtp_utils.reproduce import parse; parse(['smoke']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"torch", "pandas", "numpy", "papermill"}.isdisjoint(done.stdout.split())
