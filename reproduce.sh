@@ -31,10 +31,10 @@ python=$venv/bin/python
 
 # The stamp says what was installed, from which files and where; it is written last, so half an installation has none.
 wanted() {
-  "$base" -c 'import hashlib, os, sys
-files = b"".join(open(name, "rb").read() for name in ("pyproject.toml", "constraints.txt"))
-where = "%d.%d %s" % (*sys.version_info[:2], os.getcwd())
-print(hashlib.sha256(files + where.encode()).hexdigest())'
+  "$base" -c 'import hashlib, os, sys, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))
+parts = project["build-system"], project["project"], open("constraints.txt").read(), sys.version_info[:2], os.getcwd()
+print(hashlib.sha256(repr(parts).encode()).hexdigest())'
 }
 installed() { [ "$(cat "$venv/.mtp-stamp" 2>/dev/null)" = "$(wanted)" ] && "$python" -c '' 2>/dev/null; }
 

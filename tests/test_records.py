@@ -33,7 +33,8 @@ def awkward(n: int, weights: Weights | None = None) -> pd.DataFrame:
     calls.append(n)
     tokens = ["007", "NA", "nan", 'a\r\nb,"c"', " x", "ä\u2028", "None", "1e5"][:n]
     values = [1 / 3, math.pi * 1e-300, -0.0, math.inf, math.nan, 5e-324, 0.1 + 0.2, 1e22][:n]
-    return pd.DataFrame({"token": tokens, "value": values, "count": range(n), "certified": [i % 2 == 0 for i in range(n)]})
+    certified = [i % 2 == 0 for i in range(n)]
+    return pd.DataFrame({"token": tokens, "value": values, "count": range(n), "certified": certified})
 
 
 def measure(n: int = 8, modules=(), **arguments) -> pd.DataFrame:

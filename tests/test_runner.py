@@ -172,7 +172,8 @@ def test_an_unknown_word_is_one_line_and_installs_nothing(words, names, tmp_path
     """In a copy without an environment, in a folder with a space, from elsewhere."""
     copy = tmp_path / "a copy"
     (copy / "mtp_utils").mkdir(parents=True)
-    for name in ("reproduce.sh", "environment.yml", *(f"mtp_utils/{p.name}" for p in (ROOT / "mtp_utils").glob("*.py"))):
+    modules = [f"mtp_utils/{path.name}" for path in (ROOT / "mtp_utils").glob("*.py")]
+    for name in ("reproduce.sh", "environment.yml", *modules):
         shutil.copy(ROOT / name, copy / name)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MTP_", "CONDA"))}
     done = subprocess.run([copy / "reproduce.sh", *words], cwd="/", env=environment, capture_output=True, text=True)
