@@ -9,6 +9,11 @@ import torch
 PATHS_AT_ONCE = 2**19  # bookkeeping of paths that may be held at once
 
 
+def precise(device):
+    """float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Level:
     """Paths of one length below the wanted positions ("roots"), sorted by root.
 
@@ -49,20 +54,22 @@ class Sums:
 
     def __init__(self, n_roots, vocab, dtype, device, with_entropy):
         self.prob = torch.zeros(n_roots, vocab, dtype=dtype, device=device)
-        self.mass = torch.zeros(n_roots, dtype=torch.float64, device=device)
+        self.mass = torch.zeros(n_roots, dtype=precise(device), device=device)
         self.paths = torch.zeros(n_roots, dtype=torch.int64, device=device)
         self.entropy = torch.zeros(n_roots, dtype=dtype, device=device) if with_entropy else None
 
-    def add(self, root, weight, p, slice_rows=128):
-        """prob[root] += weight * p, for root (m,) ascending, p (m, V); as small matrix products, slice by slice."""
-        for start in range(0, len(root), slice_rows):
-            rows = slice(start, start + slice_rows)
-            first, last = root[rows][0], root[rows][-1]
-            spread = p.new_zeros(last - first + 1, len(root[rows]))
-            spread[root[rows] - first, torch.arange(spread.shape[1], device=p.device)] = weight[rows].to(p.dtype)
+    def add(self, root, weight, p):
+        """prob[root] += weight * p, for root (m,) ascending, p (m, V): a matrix product per slice, few roots wide."""
+        p, weight = p.to(self.prob.dtype), weight.to(self.prob.dtype)
+        size = 128 if p.device.type == "cpu" else 512
+        for start, some in zip(range(0, len(root), size), root.cpu().split(size), strict=True):
+            first, last = int(some[0]), int(some[-1])
+            rows = slice(start, start + len(some))
+            spread = p.new_zeros(last - first + 1, len(some))
+            spread[root[rows] - first, torch.arange(len(some), device=p.device)] = weight[rows]
             self.prob[first : last + 1].addmm_(spread, p[rows])
         if self.entropy is not None:
-            self.entropy.index_add_(0, root, weight.to(p.dtype) * torch.special.entr(p).sum(-1))
+            self.entropy.index_add_(0, root, weight * torch.special.entr(p).sum(-1))
 
 
 def distributions(engine, level, keep=False):
@@ -85,7 +92,9 @@ def children(engine, level, choose):
         token.append(chosen)
         prob.append(p_chosen.to(level.prob.dtype))
     index = torch.cat(index)
-    return Level(level.root[index], level.prob[index] * torch.cat(prob), torch.cat(token), level, index, level.depth + 1)
+    return Level(
+        level.root[index], level.prob[index] * torch.cat(prob), torch.cat(token), level, index, level.depth + 1
+    )
 
 
 def accumulate(engine, leaves, sums, enumerated=True):
@@ -142,25 +151,23 @@ def mass_round(engine, roots, threshold, offset, mass, max_paths, sums):
         row, token = (p_path >= limit[level.root[start:stop], None]).nonzero(as_tuple=True)
         return row, token, p[row, token]
 
-    for depth in range(offset - 1):
-        if depth and len(level.root) > engine.capacity and len(roots.root) > 1:
-            half = len(roots.root) // 2
-            halves = (slice(None, half), slice(half, None))
-            return torch.cat([mass_round(engine, roots.take(s), threshold[s], offset, mass, max_paths, sums) for s in halves])
+    while level.depth < offset - 1:
         level = children(engine, level, choose)
+        most = PATHS_AT_ONCE if level.depth == offset - 1 else engine.capacity
+        if len(level.root) > most and len(roots.root) > 1:
+            half = (len(roots.root) + 1) // 2
+            parts = zip(roots.split(half), threshold.split(half), strict=True)
+            return torch.cat([mass_round(engine, *part, offset, mass, max_paths, sums) for part in parts])
     order = level.prob.argsort(descending=True, stable=True)
     level = level.take(order[level.root[order].argsort(stable=True)])  # by root, the most probable path first
-    held = level.prob.double().cumsum(0)
-    before = held - level.prob
     count = level.root.bincount(minlength=len(limit))
     first = (count.cumsum(0) - count)[level.root]  # where each path's root begins
-    before = before - before[first]
-    rank = torch.arange(len(first), device=first.device) - first
-    needed = before < mass
-    total = torch.zeros_like(sums.mass).index_add_(0, level.root, level.prob.double())
-    done = (total >= mass) | (limit < torch.finfo(limit.dtype).tiny)
-    if (needed & (rank >= max_paths)).any():
+    before = level.prob.cumsum(0) - level.prob
+    needed = before - before[first] < mass
+    if (needed & (torch.arange(len(first), device=first.device) - first >= max_paths)).any():
         raise over_max_paths(max_paths)
+    held = torch.zeros_like(sums.mass).index_add_(0, level.root, level.prob)
+    done = (held >= mass) | (count >= sums.prob.shape[1] ** (offset - 1)) | (limit < 1e-15)
     accumulate(engine, level.take(needed & done[level.root]), sums)
     return done[roots.root]
 
@@ -172,8 +179,12 @@ def over_max_paths(max_paths):
     )
 
 
-def at_mass(p, mass):
+def at_mass(p, mass, k=512):
     """Probability (m,) of the last token needed for that mass, best first, in each row of p (m, V)."""
-    p = p.sort(-1, descending=True).values
-    needed = (p.double().cumsum(-1) < mass).sum(-1, keepdim=True).clamp(max=p.shape[-1] - 1)
-    return p.gather(-1, needed)[:, 0]
+    k = min(k, p.shape[-1])
+    top = p.topk(k).values
+    held = top.cumsum(-1, dtype=precise(p.device))
+    if k < p.shape[-1] and (held[:, -1] < mass).any():
+        return at_mass(p, mass, 8 * k)
+    needed = (held < mass).sum(-1, keepdim=True).clamp(max=k - 1)
+    return top.gather(-1, needed)[:, 0]

@@ -1,27 +1,32 @@
-"""The packed engine: all positions' candidates in few forward passes over one prefix cache.
+"""The packed engine: all positions' candidates in few forward passes over one prefix cache (attention.py).
 
-A candidate at depth d below position t attends to the prefix up to t, its own ancestors and itself, at position id
-t + d. Prefix attention by a kernel that returns its log-sum-exp, and one term per ancestor, merge exactly:
-softmax over a union = the parts' outputs weighted by softmax of their log-sum-exps. Everything else in the model is
-token-wise and is run by the model's own code on one flat row of candidates.
+Everything but the attention is token-wise and run by the model's own code, on one flat row of candidates.
 """
 
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from transformers import AttentionInterface, DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-NAME = "mtp_packed"
-LOGITS_BYTES = 32 * 2**20  # of one candidate pass; small enough to stay near the cache
-KEPT_BYTES = 256 * 2**20  # keys and values of the tree that may be held at once
-MAX_TOKENS = 2048  # of one candidate pass
-MAX_QUERIES = 256  # of one attention chunk: one batch row, sorted by position
-MAX_SPAN = 256  # positions in a chunk, so that no key block is masked for all keys under a sliding window
+from mtp_utils.attention import NAME, Plan, plan_chunks, serving
 
-_plan: ContextVar["Plan"] = ContextVar("mtp_plan")
+KEPT_BYTES = 256 * 2**20  # keys and values of the tree that may be held at once
+
+
+@dataclass
+class Budget:
+    """Of one candidate pass: bytes of logits, candidates; and queries of one call to the attention kernel."""
+
+    logits: int
+    tokens: int
+    queries: int
+
+
+# On the CPU small, to stay in its cache and below the 32 MiB from which malloc maps (and zeroes) each block anew.
+CPU = Budget(30 * 2**20, 1024, 256)
+ACCELERATOR = Budget(256 * 2**20, 16384, 1024)
 
 
 class PrefixLayer(DynamicLayer):
@@ -37,134 +42,12 @@ class PrefixLayer(DynamicLayer):
         return key_states, value_states
 
 
-@dataclass
-class Plan:
-    """What the attention function must know of one candidate pass; positions t (n,) ascend within a batch row."""
-
-    layers: list
-    t: torch.Tensor
-    depth: int
-    chunks: list  # (first query, last + 1, batch row, lowest t, highest t)
-    lineage: list  # (ancestor level, its rows (n,)), the parent first
-    masks: dict = field(default_factory=dict)
-    calls: int = 0
-    windows: set = field(default_factory=set)
-
-    def keys(self, chunk, window):
-        """Prefix keys that some query of the chunk sees: lowest, highest + 1."""
-        _, _, _, low, high = chunk
-        return (max(0, low + self.depth + 1 - window) if window else 0), high + 1
-
-    def mask(self, chunk, window, groups, dtype):
-        """Additive mask (groups * queries, keys), or None where every query sees every key of the chunk."""
-        start, stop, _, low, high = chunk
-        if low == high:
-            return None
-        name = (start, window, groups, dtype)
-        if name not in self.masks:
-            first, last = self.keys(chunk, window)
-            t, key = self.t[start:stop, None], torch.arange(first, last, device=self.t.device)
-            hidden = key > t
-            if window:
-                hidden |= key <= t + self.depth - window
-            width = -(-(last - first) // 16) * 16  # CUDA's kernel wants aligned rows
-            mask = torch.zeros(stop - start, width, dtype=dtype, device=t.device)[:, : last - first]
-            mask.masked_fill_(hidden, -torch.inf)
-            self.masks[name] = mask.repeat(groups, 1) if groups > 1 else mask
-        return self.masks[name]
-
-
-def plan_chunks(rows, t):
-    """Cut queries, sorted by (batch row, position), into chunks of one row, few queries and near positions."""
-    chunks, start = [], 0
-    for i in range(1, len(t) + 1):
-        full = i == len(t) or rows[i] != rows[start] or i - start == MAX_QUERIES or t[i] - t[start] > MAX_SPAN
-        if full:
-            chunks.append((start, i, rows[start], t[start], t[i - 1]))
-            start = i
-    return chunks
-
-
-def kernel(query, key, value, mask, scale, softcap):
-    """Attention and its log-sum-exp: (1, H, q, D) x (1, H, n, D) -> (1, H, q, D), (1, H, q)."""
-    aten = torch.ops.aten
-    alike = softcap is None and query.shape[-1] == value.shape[-1]
-    if alike and query.device.type == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask, scale=scale)
-    if alike and query.device.type == "cuda" and query.dtype != torch.float64 and query.shape[-1] % 8 == 0:
-        bias = None if mask is None else mask.expand(*query.shape[:3], mask.shape[-1])
-        out, lse, _, _ = aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, scale=scale)
-        return out, lse[..., : query.shape[2]]
-    score = cap((query @ key.mT).float() if query.dtype.itemsize < 4 else query @ key.mT, scale, softcap)
-    score = score if mask is None else score + mask
-    return (score.softmax(-1).to(value.dtype) @ value), score.logsumexp(-1)
-
-
-def cap(score, scale, softcap):
-    score = score * scale
-    return score if softcap is None else torch.tanh(score / softcap) * softcap
-
-
-def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs):
-    """The attention function of a candidate pass, under transformers' interface: (1, H, n, D) -> (1, n, H, D)."""
-    plan = _plan.get()
-    extra = [name for name, x in kwargs.items() if torch.is_tensor(x) and not name.endswith(("_ids", "_position"))]
-    if attention_mask is not None or extra or dropout or key.shape[2] != len(plan.t):
-        raise NotImplementedError(f"attention with {extra or 'a mask, dropout or a cache'} of the model's own")
-    plan.calls += 1
-    plan.windows.add(sliding_window)
-    layer = plan.layers[module.layer_idx]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out, lse = over_prefix(plan, layer, query[0], value.shape[-1], scale, sliding_window, softcap)
-
-    near = [(key[0], value[0])] + [
-        tuple(x.index_select(1, rows) for x in level.kv[module.layer_idx]) for level, rows in plan.lineage
-    ]
-    for distance, (k, v) in enumerate(near):
-        if not sliding_window or distance < sliding_window:
-            out, lse = absorb(out, lse, query[0], k, v, lambda x: cap(x, scale, softcap))
-    return out.to(query.dtype).transpose(0, 1).unsqueeze(0).contiguous(), None
-
-
-def over_prefix(plan, layer, query, width, scale, window, softcap):
-    """Attention of all candidates over the prefix keys they see: (H, n, D) -> (H, n, width), lse (H, n)."""
-    heads, n, _ = query.shape
-    groups = heads // layer.keys.shape[1]
-    out, lse = None, None
-    for chunk in plan.chunks:
-        start, stop, row, _, _ = chunk
-        first, last = plan.keys(chunk, window)
-        q = query[:, start:stop].reshape(1, heads // groups, groups * (stop - start), -1)  # a group shares its keys
-        k, v = (x[row : row + 1, :, first:last] for x in (layer.keys, layer.values))
-        if first >= last:  # the path has outgrown the window
-            o, s = torch.zeros_like(q[..., :1]).expand(*q.shape[:3], width), torch.full_like(q[..., 0], -torch.inf)
-        else:
-            o, s = kernel(q, k, v, plan.mask(chunk, window, groups, q.dtype), scale, softcap)
-        if out is None:  # (n, H, width) in memory, as the model wants it back
-            out = torch.empty(n, heads, width, dtype=s.dtype, device=q.device).transpose(0, 1)
-            lse = torch.empty(heads, n, dtype=s.dtype, device=q.device)
-        out[:, start:stop], lse[:, start:stop] = o.reshape(heads, -1, width), s.reshape(heads, -1)
-    return out, lse
-
-
-def absorb(out, lse, query, k, v, score):
-    """Merge one more key per query, exactly: out (H, n, D), lse (H, n), k and v (H or its groups, n, D)."""
-    groups = len(query) // len(k)
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-    s = score((query.to(lse.dtype) * k).sum(-1))
-    return torch.lerp(v.to(out.dtype), out, torch.sigmoid(lse - s).unsqueeze(-1)), torch.logaddexp(lse, s)
-
-
-AttentionInterface.register(NAME, attend)
-
-
 @contextmanager
 def attention_switched(model):
     """The model's attention is ours inside, and as before afterwards, also on error."""
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    text = model.config.get_text_config()
-    saved = [(c, c._attn_implementation_internal) for c in {**configs, id(text): text}.values()]
+    configs = [model.config.get_text_config(), *(getattr(module, "config", None) for module in model.modules())]
+    configs = {id(config): config for config in configs if isinstance(config, PreTrainedConfig)}
+    saved = [(config, config._attn_implementation_internal) for config in configs.values()]
     try:
         for config, _ in saved:
             config._attn_implementation_internal = NAME
@@ -184,11 +67,12 @@ class Packed:
 
     def __init__(self, model, ids, rows, t):
         self.model, self.rows, self.t = model, rows, t
+        self.budget = CPU if ids.device.type == "cpu" else ACCELERATOR
         self.cache = DynamicCache()
         self.cache.layer_class_to_replicate = PrefixLayer
         columns, where = t.unique(return_inverse=True)
         logits = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=columns).logits
-        self.logits = logits[rows, where]  # (P, V)
+        self.logits = logits[rows, t if logits.shape[1] == ids.shape[1] else where]  # (P, V)
         self.windows, self.layers = set(), self.cache.layers
         for layer in self.layers:
             layer.packed = True
@@ -197,7 +81,7 @@ class Packed:
     def step(self):
         """Candidates of one pass."""
         row = self.logits.shape[-1] * self.logits.element_size()
-        return min(MAX_TOKENS, max(32, LOGITS_BYTES // row))
+        return min(self.budget.tokens, max(32, self.budget.logits // row))
 
     @property
     def capacity(self):
@@ -222,19 +106,15 @@ class Packed:
     def forward(self, level, start, stop):
         root = level.root[start:stop]
         t, rows = self.t[root], self.rows[root]
-        chunks = plan_chunks(rows.tolist(), t.tolist())
+        chunks = plan_chunks(rows.tolist(), t.tolist(), self.budget.queries)
         plan = Plan(self.layers, t, level.depth, chunks, level.lineage(start, stop))
-        token = _plan.set(plan)
-        try:
-            with attention_switched(self.model):
-                logits = self.model(
-                    input_ids=level.token[None, start:stop],
-                    position_ids=(t + level.depth)[None],
-                    past_key_values=self.cache,
-                    use_cache=True,
-                ).logits[0]
-        finally:
-            _plan.reset(token)
+        with attention_switched(self.model), serving(plan):
+            logits = self.model(
+                input_ids=level.token[None, start:stop],
+                position_ids=(t + level.depth)[None],
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits[0]
         if plan.calls != len(self.layers):
             raise NotImplementedError(f"packed attention served {plan.calls} of {len(self.layers)} layers")
         self.windows |= plan.windows

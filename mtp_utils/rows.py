@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from mtp_utils.expansion import Level
+from mtp_utils.expansion import Level, precise
 
 PREFIX_TOKENS = 4096  # of the rows of one prefix pass, their padding included
 PREFIX_LOGITS = 2**24  # numbers, of one prefix pass
@@ -79,7 +79,7 @@ class Rows:
             engine = engine_class(model, *(x.to(model.device) for x in inputs))
             engine.where = where
             roots = torch.arange(len(where), device=model.device)
-            yield engine, Level(roots, torch.ones_like(roots, dtype=torch.float64)), where
+            yield engine, Level(roots, torch.ones_like(roots, dtype=precise(roots.device))), where
 
     def groups(self):
         """Batch rows (n,) that share one prefix pass: bounded in tokens and in logits."""

@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
-from mtp_utils.expansion import PATHS_AT_ONCE, Level, accumulate, best, children, distributions
+from mtp_utils.expansion import PATHS_AT_ONCE, Level, accumulate, best, children, distributions, precise
 
 
 def uniforms(seeds, n, width, device):
     """(P, n, width) in [0, 1), each root's own stream: what is drawn does not depend on batching."""
     draws = np.stack([np.random.default_rng(seed).random((n, width)) for seed in seeds])
-    return torch.from_numpy(draws).to(device, torch.float32 if device.type == "mps" else torch.float64)
+    return torch.from_numpy(draws).to(device, precise(device))
 
 
 def inverse_cdf(p, row, u):

@@ -23,7 +23,9 @@ GROUPED = WIDE | dict(num_key_value_heads=2, head_dim=8)
 CONFIGS = {
     "gpt_neox": lambda: GPTNeoXConfig(**WIDE),
     "llama": lambda: LlamaConfig(**WIDE, num_key_value_heads=2),
-    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
+    ),
     "opt": lambda: OPTConfig(**SHAPE, ffn_dim=24, word_embed_proj_dim=16),
     "mistral": lambda: MistralConfig(**GROUPED, sliding_window=WINDOW),
     "gemma3": lambda: Gemma3TextConfig(

@@ -1,0 +1,152 @@
+"""The attention of candidates over a shared prefix, as a function for transformers' attention interface.
+
+A candidate at depth d below position t sees the prefix up to t, its own ancestors and itself. Attention over the prefix
+by a kernel that returns its log-sum-exp, and one term per ancestor, merge exactly: softmax over a union of keys is the
+parts' outputs, weighted by the softmax of their log-sum-exps.
+"""
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AttentionInterface
+
+NAME = "mtp_packed"
+MAX_SPAN = 256  # positions in a chunk: under a sliding window, no block of keys is hidden from a query as a whole
+
+_plan: ContextVar["Plan"] = ContextVar("mtp_plan")
+
+
+@dataclass
+class Plan:
+    """What the attention function must know of one candidate pass; positions t (n,) ascend within a batch row."""
+
+    layers: list
+    t: torch.Tensor
+    depth: int
+    chunks: list  # (first query, last + 1, batch row, lowest t, highest t)
+    lineage: list  # (ancestor level, its rows (n,)), the parent first
+    masks: dict = field(default_factory=dict)
+    calls: int = 0
+    windows: set = field(default_factory=set)
+
+    def keys(self, chunk, window):
+        """Prefix keys that some query of the chunk sees: lowest, highest + 1."""
+        _, _, _, low, high = chunk
+        return (max(0, low + self.depth + 1 - window) if window else 0), high + 1
+
+    def mask(self, chunk, window, groups, dtype):
+        """Additive mask (groups * queries, keys), or None where every query sees every key of the chunk."""
+        start, stop, _, low, high = chunk
+        if low == high:
+            return None
+        name = (start, window, groups, dtype)
+        if name not in self.masks:
+            first, last = self.keys(chunk, window)
+            t, key = self.t[start:stop, None], torch.arange(first, last, device=self.t.device)
+            hidden = key > t
+            if window:
+                hidden |= key <= t + self.depth - window
+            width = -(-(last - first) // 16) * 16  # CUDA's kernel wants aligned rows
+            mask = torch.zeros(groups, stop - start, width, dtype=dtype, device=t.device)
+            mask[:, :, : last - first].masked_fill_(hidden, -torch.inf)
+            self.masks[name] = mask.flatten(0, 1)[:, : last - first]
+        return self.masks[name]
+
+
+@contextmanager
+def serving(plan):
+    """Inside, `attend` follows this plan."""
+    token = _plan.set(plan)
+    try:
+        yield
+    finally:
+        _plan.reset(token)
+
+
+def plan_chunks(rows, t, queries):
+    """Cut queries, sorted by (batch row, position), into chunks of one row, few queries and near positions."""
+    chunks, start = [], 0
+    for i in range(1, len(t) + 1):
+        full = i == len(t) or rows[i] != rows[start] or i - start == queries or t[i] - t[start] > MAX_SPAN
+        if full:
+            chunks.append((start, i, rows[start], t[start], t[i - 1]))
+            start = i
+    return chunks
+
+
+def kernel(query, key, value, mask, scale, softcap):
+    """Attention and its log-sum-exp: (1, H, q, D) x (1, H, n, D) -> (1, H, q, D), (1, H, q)."""
+    aten = torch.ops.aten
+    alike = softcap is None and query.shape[-1] == value.shape[-1]
+    if alike and query.device.type == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask, scale=scale)
+    if alike and query.device.type == "cuda" and query.dtype != torch.float64 and query.shape[-1] % 8 == 0:
+        bias = None if mask is None else mask.expand(*query.shape[:3], mask.shape[-1])
+        out, lse, _, _ = aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, scale=scale)
+        return out, lse[..., : query.shape[2]]
+    score = cap((query @ key.mT).float() if query.dtype.itemsize < 4 else query @ key.mT, scale, softcap)
+    score = score if mask is None else score + mask
+    return (score.softmax(-1).to(value.dtype) @ value), score.logsumexp(-1)
+
+
+def cap(score, scale, softcap):
+    score = score * scale
+    return score if softcap is None else torch.tanh(score / softcap) * softcap
+
+
+def attend(
+    module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs
+):
+    """The attention function of a candidate pass, under transformers' interface: (1, H, n, D) -> (1, n, H, D)."""
+    plan = _plan.get()
+    extra = [name for name, x in kwargs.items() if torch.is_tensor(x) and not name.endswith(("_ids", "_position"))]
+    if attention_mask is not None or extra or dropout or key.shape[2] != len(plan.t):
+        raise NotImplementedError(f"attention with {extra or 'a mask, dropout or a cache'} of the model's own")
+    plan.calls += 1
+    plan.windows.add(sliding_window)
+    layer = plan.layers[module.layer_idx]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out, lse = over_prefix(plan, layer, query[0], value.shape[-1], scale, sliding_window, softcap)
+
+    near = [(key[0], value[0])] + [
+        tuple(x.index_select(1, rows) for x in level.kv[module.layer_idx]) for level, rows in plan.lineage
+    ]
+    for distance, (k, v) in enumerate(near):
+        if not sliding_window or distance < sliding_window:
+            out, lse = absorb(out, lse, query[0], k, v, lambda x: cap(x, scale, softcap))
+    return out.to(query.dtype).transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def over_prefix(plan, layer, query, width, scale, window, softcap):
+    """Attention of all candidates over the prefix keys they see: (H, n, D) -> (H, n, width), lse (H, n)."""
+    heads, n, _ = query.shape
+    groups = heads // layer.keys.shape[1]
+    out, lse = None, None
+    for chunk in plan.chunks:
+        start, stop, row, _, _ = chunk
+        first, last = plan.keys(chunk, window)
+        q = query[:, start:stop].reshape(1, heads // groups, groups * (stop - start), -1)  # a group shares its keys
+        k, v = (x[row : row + 1, :, first:last] for x in (layer.keys, layer.values))
+        if first >= last:  # the path has outgrown the window
+            o, s = torch.zeros_like(q[..., :1]).expand(*q.shape[:3], width), torch.full_like(q[..., 0], -torch.inf)
+        else:
+            o, s = kernel(q, k, v, plan.mask(chunk, window, groups, q.dtype), scale, softcap)
+        if out is None:  # (n, H, width) in memory, as the model wants it back
+            out = torch.empty(n, heads, width, dtype=s.dtype, device=q.device).transpose(0, 1)
+            lse = torch.empty(heads, n, dtype=s.dtype, device=q.device)
+        out[:, start:stop], lse[:, start:stop] = o.reshape(heads, -1, width), s.reshape(heads, -1)
+    return out, lse
+
+
+def absorb(out, lse, query, k, v, score):
+    """Merge one more key per query, exactly: out (H, n, D), lse (H, n), k and v (H or its groups, n, D)."""
+    groups = len(query) // len(k)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+    s = score((query.to(lse.dtype) * k).sum(-1))
+    return torch.lerp(v.to(out.dtype), out, torch.sigmoid(lse - s).unsqueeze(-1)), torch.logaddexp(lse, s)
+
+
+AttentionInterface.register(NAME, attend)
