@@ -51,7 +51,7 @@ def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
             )  # fmt: skip
             reason = None
         except papermill.PapermillExecutionError as error:
-            reason = f"cell {error.cell_index + 1}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}"
+            reason = f"In [{error.exec_count}]: {error.ename}: {(error.evalue.splitlines() or [''])[0]}"
         except CellTimeoutError:
             reason = f"a cell took longer than the {profile.timeout_s} s of profile {profile.name}"
         except DeadKernelError:

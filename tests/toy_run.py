@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -49,9 +50,13 @@ def measure(stem: str, name: str, rows: int = 20) -> str:
 
 
 class Runner:
-    """The runner on the notebooks in `folder`, its results in `folder / "build"`."""
+    """The runner on the notebooks in `folder`, its results in `folder / "build"`.
+
+    It runs a copy of the package: an edit during the tests would make a resumed run, rightly, start anew.
+    """
 
     def __init__(self, folder: Path):
+        shutil.copytree(ROOT / "mtp_utils", folder / "code" / "mtp_utils", ignore=lambda *_: ("ladder", "__pycache__"))
         self.folder = folder
         self.smoke = folder / "build" / "smoke"
         self.environment = os.environ | {
@@ -64,7 +69,7 @@ class Runner:
         code = f"import sys\nfrom mtp_utils.reproduce import main\n{before}\nsys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, "smoke", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=self.environment, cwd=ROOT, **(pipes | options))
+        return subprocess.Popen(command, env=self.environment, cwd=self.folder / "code", **(pipes | options))
 
     def run(self, *words: str, **options) -> tuple[int, str, str]:
         """Run it to its end: exit code, stdout, stderr."""
