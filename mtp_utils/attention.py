@@ -36,20 +36,20 @@ class Plan:
         _, _, _, low, high = chunk
         return (max(0, low + self.depth + 1 - window) if window else 0), high + 1
 
-    def mask(self, chunk, window, groups, dtype):
+    def mask(self, chunk, window, groups, dtype, device):
         """Additive mask (groups * queries, keys), or None where every query sees every key of the chunk."""
         start, stop, _, low, high = chunk
         if low == high:
             return None
-        name = (start, window, groups, dtype)
+        name = (start, window, groups, dtype, device)
         if name not in self.masks:
             first, last = self.keys(chunk, window)
-            t, key = self.t[start:stop, None], torch.arange(first, last, device=self.t.device)
+            t, key = self.t[start:stop, None].to(device), torch.arange(first, last, device=device)
             hidden = key > t
             if window:
                 hidden |= key <= t + self.depth - window
             width = -(-(last - first) // 16) * 16  # CUDA's kernel wants aligned rows
-            mask = torch.zeros(groups, stop - start, width, dtype=dtype, device=t.device)
+            mask = torch.zeros(groups, stop - start, width, dtype=dtype, device=device)
             mask[:, :, : last - first].masked_fill_(hidden, -torch.inf)
             self.masks[name] = mask.flatten(0, 1)[:, : last - first]
         return self.masks[name]
@@ -69,8 +69,7 @@ def plan_chunks(rows, t, queries):
     """Cut queries, sorted by (batch row, position), into chunks of one row, few queries and near positions."""
     chunks, start = [], 0
     for i in range(1, len(t) + 1):
-        full = i == len(t) or rows[i] != rows[start] or i - start == queries or t[i] - t[start] > MAX_SPAN
-        if full:
+        if i == len(t) or rows[i] != rows[start] or i - start == queries or t[i] - t[start] > MAX_SPAN:
             chunks.append((start, i, rows[start], t[start], t[i - 1]))
             start = i
     return chunks
@@ -111,7 +110,7 @@ def attend(
     out, lse = over_prefix(plan, layer, query[0], value.shape[-1], scale, sliding_window, softcap)
 
     near = [(key[0], value[0])] + [
-        tuple(x.index_select(1, rows) for x in level.kv[module.layer_idx]) for level, rows in plan.lineage
+        tuple(x.index_select(1, rows.to(x.device)) for x in level.kv[module.layer_idx]) for level, rows in plan.lineage
     ]
     for distance, (k, v) in enumerate(near):
         if not sliding_window or distance < sliding_window:
@@ -129,10 +128,10 @@ def over_prefix(plan, layer, query, width, scale, window, softcap):
         first, last = plan.keys(chunk, window)
         q = query[:, start:stop].reshape(1, heads // groups, groups * (stop - start), -1)  # a group shares its keys
         k, v = (x[row : row + 1, :, first:last] for x in (layer.keys, layer.values))
-        if first >= last:  # the path has outgrown the window
+        if window and plan.depth >= window:  # the path has outgrown the window
             o, s = torch.zeros_like(q[..., :1]).expand(*q.shape[:3], width), torch.full_like(q[..., 0], -torch.inf)
         else:
-            o, s = kernel(q, k, v, plan.mask(chunk, window, groups, q.dtype), scale, softcap)
+            o, s = kernel(q, k, v, plan.mask(chunk, window, groups, q.dtype, q.device), scale, softcap)
         if out is None:  # (n, H, width) in memory, as the model wants it back
             out = torch.empty(n, heads, width, dtype=s.dtype, device=q.device).transpose(0, 1)
             lse = torch.empty(heads, n, dtype=s.dtype, device=q.device)

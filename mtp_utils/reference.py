@@ -57,8 +57,8 @@ def engine_for(model, longest):
     known = _trusted.setdefault(model, {})
     if key in known:
         return known[key]
-    limit = getattr(config, "max_position_embeddings", None) or torch.inf
-    total = min(limit, max([16, *(value + 16 for value in lengths.values())]))
+    other = set(active_lengths(config.to_dict(), torch.inf).values()) - set(lengths.values())
+    total = min([max([0, *lengths.values()]) + 16, *other])  # beyond what acts in this call, not beyond more
     try:
         reason, conclusive = compare(model, max(1, total - 2), lengths)
     except Exception as error:  # whatever the model does not support is a reason, not a failure
