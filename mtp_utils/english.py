@@ -25,7 +25,7 @@ def person(noun_phrase: NounPhrase) -> str:
 
 
 def _clause(clause: Clause) -> str:
-    words = [clause.comment.english + ","] if clause.comment else []
+    words = [clause.comment.english] if clause.comment else []
     if clause.time_first:
         words.append(clause.time.english)
     words += [_noun_phrase(clause.subject), *_predicate(clause)]

@@ -13,7 +13,9 @@ NOT_PAST = ("present", "present", "present", "perfect", "will", "can", "must", "
 ABOUT_FUTURE = ("will", "will", "will", "can", "must", "want", "should")
 ABOUT_NOW = ("present", "present", "present", "can", "must", "want", "should")
 DETERMINERS = ("the",) * 8 + ("a",) * 4 + ("possessive",) * 3 + ("this", "numeral", "quantifier", "bare", "every")
-PREDICABLE = ("person", "animal", "vehicle", "text", "furniture", "clothing", "food", "building", "machine")
+COMPANY = (("with", "mit", "dat"), ("without", "ohne", "acc"), ("for", "für", "acc"))
+IN_PLACES = ("the",) * 4 + ("a", "this")
+PREDICABLE = ("person", "animal", "vehicle", "text", "furniture", "fabric", "dish", "building", "machine")
 
 
 class NounPhrase(NamedTuple):
@@ -100,7 +102,7 @@ def _clause(rng: random.Random, tenses: tuple[str, ...], commented: bool = True,
         time, tense = None, _pick(rng, tenses)
     comment = _pick(rng, lexicon()["comments"]) if commented and rng.random() < 0.15 else None
     first = bool(time and commented and timed and not comment and rng.random() < 0.5)
-    if rng.random() < 0.1 and tense in ("present", "past"):
+    if rng.random() < 0.1 and tense in ("present", "past") and tenses != ("present",):
         return _description(rng, tense)._replace(comment=comment, time=time, time_first=first)
     clause = _event(rng, tense)
     return clause._replace(comment=comment, time=time, time_first=first)
@@ -131,13 +133,13 @@ def _event(rng: random.Random, tense: str, subject: NounPhrase | None = None) ->
         slots["object"] = _person(rng) if verb.objects == "person" else _noun_phrase(rng, verb.objects.split(" "))
     if frame == "to":
         slots["place"] = _direction(rng)
-    elif rng.random() < 0.75 if frame == "none" else rng.random() < 0.3:
+    elif rng.random() < {"none": 0.75, "alone": 0}.get(frame, 0.3) and verb.english not in lexicon()["states"]:
         slots["place"] = _place(rng)
-    if rng.random() < 0.12:
-        prepositions = (("with", "mit", "dat"), ("without", "ohne", "acc"), ("for", "für", "acc"))
-        slots["company"] = Phrase(*_pick(rng, prepositions[:3 if frame == "acc" else 2]), _person(rng, pronouns=False))
+    if rng.random() < 0.12 and frame != "alone" and verb.english not in lexicon()["states"]:
+        slots["company"] = Phrase(*_pick(rng, COMPANY if frame == "acc" else COMPANY[:2]), _person(rng))
     if rng.random() < 0.35:
-        slots["adverb"] = _pick(rng, lexicon()["adverbs"]["manner" if rng.random() < 0.4 else "all"])
+        manner = frame in ("acc", "give", "to") and verb.english not in lexicon()["states"] + lexicon()["unwilled"]
+        slots["adverb"] = _pick(rng, lexicon()["adverbs"]["manner" if manner and rng.random() < 0.5 else "all"])
     return Clause(subject or _subject(rng), verb, tense, **slots)
 
 
@@ -148,7 +150,7 @@ def _subject(rng: random.Random, modified: bool = True) -> NounPhrase:
         return NounPhrase("pronoun", _pick(rng, lexicon()["pronouns"]))
     subject = _person(rng)
     if modified and subject.noun and u < 0.27:
-        return subject._replace(wearing=_noun_phrase(rng, ("clothing",), ("the", "a")))
+        return subject._replace(wearing=_noun_phrase(rng, ("fabric",), ("the", "a"), 0))
     if modified and subject.noun and u < 0.37:
         tense = _pick(rng, ("present", "past"))
         relative = _event(rng, tense, NounPhrase("who", plural=subject.plural))
@@ -156,28 +158,28 @@ def _subject(rng: random.Random, modified: bool = True) -> NounPhrase:
     return subject
 
 
-def _person(rng: random.Random, pronouns: bool = False) -> NounPhrase:
+def _person(rng: random.Random) -> NounPhrase:
     if rng.random() < 0.15:
         return NounPhrase("name", _pick(rng, lexicon()["names"]))
     return _noun_phrase(rng, ("person",))
 
 
-def _noun_phrase(rng: random.Random, groups, determiners: tuple[str, ...] = DETERMINERS) -> NounPhrase:
-    words = lexicon()
-    noun = _pick(rng, words["nouns"][_pick(rng, groups)])
-    return _determined(rng, noun, determiners, 0.5)
+def _noun_phrase(rng: random.Random, groups, determiners=DETERMINERS, plural: float = 0.25) -> NounPhrase:
+    return _determined(rng, _pick(rng, lexicon()["nouns"][_pick(rng, groups)]), determiners, 0.5, plural)
 
 
-def _determined(rng: random.Random, noun: Noun, determiners: tuple[str, ...], modified: float) -> NounPhrase:
+def _determined(rng: random.Random, noun: Noun, determiners, modified: float, plural: float) -> NounPhrase:
+    """A noun phrase with one of the determiners; `modified`, `plural`: the rates of an adjective and of the plural where
+    the determiner leaves it open."""
     words = lexicon()
     determiner = _pick(rng, determiners)
     if not noun.english_plural:
         determiner = determiner if determiner in ("the", "possessive") else "bare"
     word = {"possessive": "possessives", "numeral": "numerals", "quantifier": "quantifiers"}.get(determiner)
-    plural = bool(noun.english_plural) and (determiner in ("numeral", "quantifier", "bare") or (
-        determiner in ("the", "possessive", "this") and rng.random() < 0.25))
+    many = bool(noun.english_plural) and (determiner in ("numeral", "quantifier", "bare") or (
+        determiner in ("the", "possessive", "this") and rng.random() < plural))
     adjectives = (_pick(rng, words["adjectives"][noun.group]),) if rng.random() < modified else ()
-    return NounPhrase(determiner, _pick(rng, words[word]) if word else None, adjectives, noun, plural)
+    return NounPhrase(determiner, _pick(rng, words[word]) if word else None, adjectives, noun, many)
 
 
 def _place(rng: random.Random) -> Phrase:
@@ -188,7 +190,7 @@ def _place(rng: random.Random) -> Phrase:
     if rng.random() < 0.15:
         around = _pick(rng, lexicon()["around"])
         english, german = around.english, around.forms[0]
-    return Phrase(english, german, "dat", _determined(rng, noun, ("the", "the", "the", "a", "possessive"), 0.3))
+    return Phrase(english, german, "dat", _determined(rng, noun, IN_PLACES, 0.3, 0.08))
 
 
 def _direction(rng: random.Random) -> Phrase:
@@ -197,5 +199,5 @@ def _direction(rng: random.Random) -> Phrase:
         return Phrase("to", "nach", "dat", NounPhrase("name", _pick(rng, lexicon()["cities"])))
     noun, english, _ = _pick(rng, lexicon()["places"])
     into = english == "in" and rng.random() < 0.5
-    noun_phrase = _determined(rng, noun, ("the", "the", "the", "a", "possessive"), 0.3)
+    noun_phrase = _determined(rng, noun, IN_PLACES, 0.3, 0.08)
     return Phrase("into", "in", "acc", noun_phrase) if into else Phrase("to", "zu", "dat", noun_phrase)

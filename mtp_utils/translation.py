@@ -8,12 +8,14 @@ function of the English. Equal English means equal distribution, so p(German | E
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
 from .english import english as english_of
+from .german import Take
 from .german import german as german_of
 from .grammar import Clause, Sentence, draw_sentence
 
@@ -39,10 +41,14 @@ def sample_pair(rng: random.Random, choice: float) -> Pair:
     """
     if not 0 <= choice <= 1:
         raise ValueError(f"the rate of free choice is a probability, not {choice}")
+
+    def alternative() -> bool:
+        return rng.random() < choice
+
     while True:
-        tree, taken = draw_sentence(rng), []
-        german = german_of(tree, _taker(lambda: rng.random() < choice, taken))  # noqa: B023 (called in this round only)
-        if len(taken) <= MAX_SITES:
+        tree, sites = draw_sentence(rng), []
+        german = german_of(tree, _taker(alternative, sites))
+        if len(sites) <= MAX_SITES:
             return Pair(english_of(tree), german, " ".join(_combinations(tree)), tree)
 
 
@@ -76,11 +82,10 @@ def _distribution(tree: Sentence, choice: float) -> tuple[tuple[str, float], ...
     sites = []
     german_of(tree, _taker(lambda: False, sites))
     found: dict[str, float] = {}
-    for bits in product((False, True), repeat=len(sites) if choice else 0):
+    for bits in product((False, True) if choice else (False,), repeat=len(sites)):
         weight = choice ** sum(bits) * (1 - choice) ** (len(bits) - sum(bits))
         if weight:
-            answers = iter(bits) if choice else None
-            text = german_of(tree, _taker(lambda: next(answers) if answers else False, []))  # noqa: B023
+            text = german_of(tree, _taker(iter(bits).__next__, []))
             found[text] = found.get(text, 0.0) + weight
     return tuple(found.items())
 
@@ -105,8 +110,9 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def _taker(alternative, sites: list):
-    """A `take` for german.py that asks `alternative` at each site and records its answer in `sites`."""
+def _taker(alternative: Callable[[], bool], sites: list) -> Take:
+    """A `take` for german.py that asks `alternative` at each site and appends its answer to `sites`."""
+
     def take(options: tuple):
         if len(options) == 1:
             return options[0]
