@@ -1,0 +1,109 @@
+"""Backbones: pretrained decoders from the embedded ladder, a local directory, or the hub at a pinned revision."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from . import paths
+
+PREFIX = "ladder/"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained decoder and where it comes from. `n_params` leaves out embedding and unembedding; `n_params_total`
+    has them. `fingerprint` is the sha256 of the weights' file(s); `revision` is None for local ones."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    n_params: int
+    n_params_total: int
+    revision: str | None
+    fingerprint: str
+    card: dict
+
+
+def available_backbones() -> list[str]:
+    """Names of the embedded ladder: the rungs by size, then extra seeds and twins."""
+    cards = [json.loads(p.read_text(encoding="utf-8")) for p in paths.LADDER.glob("*/card.json")]
+    return [PREFIX + c["name"] for c in sorted(cards, key=lambda c: (c["objective"] != "ntp", c["seed"], c["width"], c["name"]))]
+
+
+def load_backbone(
+    name: str, revision: str | None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Backbone:
+    """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (with its revision).
+
+    Safetensors only, no remote code, always an explicit dtype. Raises ValueError that names what was asked, what is
+    available and what to do: an unknown rung, a changed file, a directory without a model, no network.
+    """
+    if name.startswith(PREFIX):
+        folder, source = _ladder_folder(name), "ladder"
+    elif Path(name).expanduser().is_dir():
+        folder, source = Path(name).expanduser().resolve(), "directory"
+    else:
+        folder, source = name, "hub"
+    try:
+        where = {"revision": revision} if source == "hub" else {"local_files_only": True}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **where)
+        tokenizer = AutoTokenizer.from_pretrained(
+            paths.LADDER / "tokenizer" if source == "ladder" else folder, trust_remote_code=False, **where
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(_explain(name, revision, source, error)) from error
+    model = model.to(device).eval().requires_grad_(False)
+    total = sum(p.numel() for p in model.parameters())
+    embeddings = {
+        id(p): p.numel()
+        for e in (model.get_input_embeddings(), model.get_output_embeddings())
+        if e is not None
+        for p in e.parameters()
+    }
+    resolved = getattr(model.config, "_commit_hash", None) if source == "hub" else None
+    fingerprint = f"{name}@{resolved}" if resolved else _weights_digest(Path(folder))
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
+    return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights_digest(folder: Path) -> str:
+    return hashlib.sha256("".join(file_digest(p) for p in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
+
+
+def _ladder_folder(name: str) -> Path:
+    if name not in available_backbones():
+        raise ValueError(
+            f"no backbone {name!r} in the embedded ladder; there are: {', '.join(available_backbones()) or 'none'}. "
+            "`python -m mtp_utils.pretrain` trains it again from nothing"
+        )
+    folder = paths.LADDER / name.removeprefix(PREFIX)
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    for part, digest in card["sha256"].items():
+        if not (folder / part).is_file() or file_digest(folder / part) != digest:
+            raise ValueError(
+                f"{name}: {part} is missing or not the file its card names (sha256 differs), so it is not loaded; "
+                "restore it with `git checkout mtp_utils/ladder`"
+            )
+    return folder
+
+
+def _explain(name: str, revision: str | None, source: str, error: Exception) -> str:
+    asked = f"cannot load the backbone {name!r}" + (f" at revision {revision!r}" if revision else "")
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    what = {
+        "directory": "the directory must hold config.json, a tokenizer and *.safetensors, as save_pretrained writes them",
+        "hub": "it is no local directory; a hub name needs the network (or a filled cache with HF_HUB_OFFLINE=1) and the "
+        "right spelling, and gated models a login",
+        "ladder": "restore the ladder with `git checkout mtp_utils/ladder`",
+    }[source]
+    return f"{asked}: {reason} ({what}). Embedded and always available: {', '.join(available_backbones()) or 'none'}"

@@ -1,0 +1,88 @@
+"""Scores of distributions against labels, and intervals by documents."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+RESAMPLES = 2000
+
+
+def scores(log_probs: torch.Tensor, labels: torch.Tensor) -> dict[str, np.ndarray]:
+    """Per-position log-probability of the label (nats), top-1 and top-5 hits. log_probs: (N, V); labels: (N,)."""
+    of_label = log_probs.gather(1, labels[:, None])
+    better = (log_probs > of_label).sum(1)  # ties count for the label with the lower id, as in arg-max
+    ties = ((log_probs == of_label) & (torch.arange(log_probs.shape[1], device=labels.device) < labels[:, None])).sum(1)
+    rank = (better + ties).cpu().numpy()
+    return {"log_prob": of_label[:, 0].double().cpu().numpy(), "top1": (rank < 1).astype(float), "top5": (rank < 5).astype(float)}
+
+
+def entropy(log_probs: torch.Tensor) -> torch.Tensor:
+    """H(p) = - sum p log p in nats over the last dimension; zero-probability tokens add nothing. Normalise first."""
+    return torch.special.entr(log_probs.exp()).sum(-1)
+
+
+def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) = sum p (log p - log q) in nats over the last dimension; no epsilon, so q = 0 < p gives inf."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+
+
+def mean_interval(values: np.ndarray, documents: np.ndarray, rng: int = 0) -> tuple[float, float, float]:
+    """Mean over documents' means with its 95 % bootstrap interval (BCa over documents; scipy.stats.bootstrap)."""
+    means = pd.Series(values).groupby(documents, sort=True).mean().to_numpy()
+    centre = float(means.mean())
+    if len(means) < 2 or np.ptp(means) == 0:
+        return centre, centre, centre
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # BCa of a nearly constant sample: falls back to nan, handled below
+        ci = stats.bootstrap((means,), np.mean, n_resamples=RESAMPLES, vectorized=True, rng=rng).confidence_interval
+    low, high = float(ci.low), float(ci.high)
+    return centre, low if np.isfinite(low) else centre, high if np.isfinite(high) else centre
+
+
+def summarise(table: pd.DataFrame, by: list[str], metrics: list[str]) -> pd.DataFrame:
+    """Long table: one row per group and metric with value, ci_low, ci_high, n_documents, n_positions."""
+    rows = []
+    for keys, group in table.groupby(by, sort=False, observed=True, dropna=False):
+        for metric in metrics:
+            value, low, high = mean_interval(group[metric].to_numpy(float), group["document"].to_numpy())
+            rows.append((*keys, metric, value, low, high, group["document"].nunique(), len(group)))
+    return pd.DataFrame(rows, columns=[*by, "metric", "value", "ci_low", "ci_high", "n_documents", "n_positions"])
+
+
+def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Mean paired difference first - second over documents, 95 % interval, and the two-sided p of a t-test over documents."""
+    keys = ["document", "position"]
+    both = first[[*keys, metric]].merge(second[[*keys, metric]], on=keys, validate="one_to_one", suffixes=("_1", "_2"))
+    if not len(both) == len(first) == len(second):
+        raise ValueError(
+            f"paired() needs the same positions on both sides: {len(first)} and {len(second)} rows, {len(both)} shared"
+        )
+    difference = (both[f"{metric}_1"] - both[f"{metric}_2"]).to_numpy()
+    value, low, high = mean_interval(difference, both["document"].to_numpy())
+    means = pd.Series(difference).groupby(both["document"]).mean()
+    p = float(stats.ttest_1samp(means, 0.0).pvalue) if np.ptp(means) > 0 else float(value == 0)
+    return {"effect": value, "ci_low": low, "ci_high": high, "p": p, "n_documents": len(means), "n_positions": len(difference)}
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given."""
+    order = np.argsort(p_values)
+    adjusted, running = np.empty(len(p_values)), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted.tolist()
+
+
+def auroc(score: np.ndarray, correct: np.ndarray) -> float:
+    """Probability that a correct position scores above a wrong one, ties half (Mann-Whitney U / n1 n0)."""
+    correct = np.asarray(correct, bool)
+    if correct.all() or not correct.any():
+        return float("nan")
+    ranks = stats.rankdata(score)
+    n1 = correct.sum()
+    return float((ranks[correct].sum() - n1 * (n1 + 1) / 2) / (n1 * (len(correct) - n1)))

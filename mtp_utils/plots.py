@@ -1,0 +1,303 @@
+"""One function a figure: a table in, a matplotlib Figure out. Nothing here reads a model or writes a file.
+
+The same thing has the same colour and marker everywhere: NTP grey, the marginal black, controls, corpora and rungs one
+fixed hue each (Okabe-Ito, told apart without colour by marker and line style).
+"""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter
+
+STYLE = {  # name -> colour, marker, line style
+    "marginal": ("#000000", "o", "-"),
+    "ntp": ("#7f7f7f", "s", "-"),
+    "skip_trigram": ("#D55E00", "^", "--"),
+    "skip_bigram": ("#E69F00", "v", "-."),
+    "unigram": ("#999933", "x", ":"),
+    "greedy_path": ("#CC79A7", "P", ":"),
+    "gold": ("#B8860B", "*", "-"),
+    "translation": ("#0072B2", "o", "-"),
+    "code": ("#009E73", "s", "--"),
+    "prose": ("#D55E00", "^", "-."),
+    "data": ("#000000", "o", "-"),
+    "sampled": ("#0072B2", "D", "--"),
+    "greedy": ("#CC79A7", "P", ":"),
+}
+SIZES = ("#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b")
+LABEL = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "cross_entropy": "cross-entropy [nats/token]"}
+NAMES = {
+    "skip_trigram": "skip-trigram",
+    "skip_bigram": "skip-bigram",
+    "greedy_path": "greedy path",
+    "ntp": "NTP (offset 1)",
+    "gold": "true m2 (grammar)",
+}
+
+
+def _axes(n: int, width: float = 3.4, height: float = 3.2, **options):
+    sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False})
+    figure = Figure(figsize=(width * n, height), layout="constrained")
+    axes = figure.subplots(1, n, squeeze=False, **options)[0]
+    return figure, axes
+
+
+def _line(ax, x, rows: pd.DataFrame, name: str, label: str | None = None, **options) -> None:
+    """Values with their intervals, in the fixed style of `name`."""
+    colour, marker, style = STYLE[name]
+    errors = np.clip([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]], 0, None)
+    ax.errorbar(
+        x,
+        rows["value"],
+        yerr=errors,
+        color=colour,
+        marker=marker,
+        linestyle=style,
+        markersize=5,
+        capsize=2,
+        label=label or NAMES.get(name, name),
+        **{"linewidth": 1.4, **options},
+    )
+
+
+def _log_params(ax, n_params) -> None:
+    ax.set_xscale("log")
+    ticks = sorted(set(n_params))
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xticklabels([f"{t / 1e6:.1f}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
+    ax.set_xlabel("parameters without embeddings")
+
+
+def predicted_tokens(table: pd.DataFrame, title: str) -> Figure:
+    """Arg-max of the marginal by position and offset with its probability. table: position, offset, token, prob, right, after."""
+    figure, (ax,) = _axes(1, width=min(13, 1.5 + 0.95 * table["position"].nunique()), height=3.2)
+    grid = table.pivot(index="offset", columns="position", values="prob")
+    sns.heatmap(grid, ax=ax, cmap="Blues", vmin=0, vmax=1, linewidths=1, cbar_kws={"label": "probability of the arg-max"})
+    for row in table.itertuples():
+        x, y = list(grid.columns).index(row.position) + 0.5, list(grid.index).index(row.offset) + 0.5
+        ax.text(
+            x,
+            y,
+            f"{row.token!r}"[1:-1].replace("$", r"\$") + ("\n✓" if row.right else "\n·"),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if row.prob > 0.6 else "black",
+        )
+    after = table.drop_duplicates("position").sort_values("position")["after"]
+    ax.set_xticklabels([f"{t!r}"[1:-1] for t in after], rotation=0, fontsize=8)
+    ax.set(xlabel="position t: the token just read", ylabel="offset k", title=title)
+    return figure
+
+
+def loss_by_size(summary: pd.DataFrame, title: str, ylabel: str = LABEL["cross_entropy"]) -> Figure:
+    """Rungs' cross-entropy against size, one panel a corpus, extra seeds as open markers. summary: n_params, seed, corpus, ..."""
+    corpora = list(dict.fromkeys(summary["corpus"]))
+    figure, axes = _axes(len(corpora))
+    for ax, corpus in zip(axes, corpora, strict=True):
+        rows = summary[summary.corpus == corpus]
+        main = rows[rows.seed == 0].sort_values("n_params")
+        _line(ax, main["n_params"], main, corpus, "first seed, 95 % interval")
+        extra = rows[rows.seed != 0]
+        ax.scatter(
+            extra["n_params"],
+            extra["value"],
+            facecolors="none",
+            edgecolors=STYLE[corpus][0],
+            s=50,
+            zorder=3,
+            label="other training seeds",
+        )
+        _log_params(ax, main["n_params"])
+        ax.set(title=corpus, ylabel=ylabel if ax is axes[0] else "")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def by_offset(summary: pd.DataFrame, metric: str, title: str, hue: str = "predictor") -> Figure:
+    """A metric against the offset, one panel a corpus, one line per value of `hue` (in STYLE)."""
+    corpora = list(dict.fromkeys(summary["corpus"]))
+    figure, axes = _axes(len(corpora))
+    for ax, corpus in zip(axes, corpora, strict=True):
+        for i, name in enumerate(dict.fromkeys(summary[hue])):
+            rows = summary[(summary.corpus == corpus) & (summary[hue] == name) & (summary.metric == metric)].sort_values("offset")
+            _line(ax, rows["offset"] + 0.04 * (i - 1), rows, name)
+        ax.set(
+            title=corpus,
+            xlabel="offset k (1 = next token)",
+            ylabel=LABEL[metric] if ax is axes[0] else "",
+            xticks=sorted(set(summary["offset"])),
+        )
+        ax.set_ylim(bottom=0)
+    axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def truncation(summary: pd.DataFrame, title: str) -> Figure:
+    """Captured mass, certified share and total variation against k, a line per corpus. summary: corpus, k, metric, value, ..."""
+    metrics = {
+        "captured_mass": "captured mass M",
+        "certified": "share of arg-maxes certified",
+        "same_argmax": "arg-max equal to the exact one",
+        "total_variation": "total variation from the exact m2",
+    }
+    figure, axes = _axes(len(metrics), width=3.2)
+    for ax, (metric, label) in zip(axes, metrics.items(), strict=True):
+        for corpus in dict.fromkeys(summary["corpus"]):
+            rows = summary[(summary.corpus == corpus) & (summary.metric == metric)].sort_values("k")
+            _line(ax, rows["k"], rows, corpus)
+        ax.set_xscale("log", base=2)
+        ax.set(xlabel="candidates k", title=label, ylim=(0, None))
+    axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def bias(summary: pd.DataFrame, title: str) -> Figure:
+    """Bias of cross-entropy and H(m2) against the exact sum, by estimator, a marker per corpus. summary: estimator, corpus, metric."""
+    panels = {
+        "cross_entropy_bias": "bias of cross-entropy [nats]",
+        "entropy_bias": "bias of H(m2) [nats]",
+        "mutual_information_bias": "bias of I(x1;x2|x) [nats]",
+    }
+    names = list(dict.fromkeys(summary["estimator"]))
+    figure, axes = _axes(len(panels), width=3.6, height=0.8 + 0.42 * len(names), sharey=True)
+    for ax, (metric, label) in zip(axes, panels.items(), strict=True):
+        for i, corpus in enumerate(dict.fromkeys(summary["corpus"])):
+            rows = summary[(summary.corpus == corpus) & (summary.metric == metric)].set_index("estimator").reindex(names)
+            y = np.arange(len(names)) + 0.18 * (i - 1)
+            ax.errorbar(
+                rows["value"],
+                y,
+                xerr=np.clip([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]], 0, None),
+                color=STYLE[corpus][0],
+                marker=STYLE[corpus][1],
+                linestyle="none",
+                capsize=2,
+                label=corpus,
+            )
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
+    axes[0].invert_yaxis()
+    axes[-1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def size(summary: pd.DataFrame, metric: str, title: str) -> Figure:
+    """Offset 1 and offset 2 against size, a panel a corpus; other seeds open. summary: offset, seed, n_params, corpus, metric."""
+    corpora = list(dict.fromkeys(summary["corpus"]))
+    figure, axes = _axes(len(corpora), sharey=True)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        for offset, name, label in ((2, "marginal", "marginal, offset 2"), (1, "ntp", "NTP, offset 1")):
+            rows = summary[(summary.corpus == corpus) & (summary.offset == offset) & (summary.metric == metric)]
+            main = rows[rows.seed == 0].sort_values("n_params")
+            _line(ax, main["n_params"], main, name, label)
+            extra = rows[rows.seed != 0]
+            ax.scatter(extra["n_params"], extra["value"], facecolors="none", edgecolors=STYLE[name][0], s=45, zorder=3)
+        _log_params(ax, summary["n_params"])
+        ax.set(title=corpus, ylabel=LABEL[metric] if ax is axes[0] else "")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def offset_two_against_one(summary: pd.DataFrame, title: str) -> Figure:
+    """Top-1 at offset 2 against top-1 at offset 1, a point a backbone, a line a corpus."""
+    figure, (ax,) = _axes(1, width=5.2, height=4.2)
+    table = summary[summary.metric == "top1"].pivot_table(index=["corpus", "n_params", "seed"], columns="offset", values="value")
+    for corpus in dict.fromkeys(summary["corpus"]):
+        rows = table.loc[corpus].sort_index()
+        main = rows.xs(0, level="seed")
+        colour, marker, style = STYLE[corpus]
+        ax.plot(main[1], main[2], color=colour, marker=marker, linestyle=style, label=corpus)
+        extra = rows[rows.index.get_level_values("seed") != 0]
+        ax.scatter(extra[1], extra[2], facecolors="none", edgecolors=colour, marker=marker, s=45)
+    top = max(ax.get_xlim()[1], ax.get_ylim()[1])
+    ax.plot([0, top], [0, top], color="grey", linewidth=0.8)
+    ax.set(xlabel="top-1 accuracy at offset 1 (NTP)", ylabel="top-1 accuracy at offset 2 (marginal)", title=title)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def grouped(summary: pd.DataFrame, column: str, metric: str, title: str, xlabel: str) -> Figure:
+    """A metric by a category (token class, context length), a panel a corpus, a hue per rung from light to dark."""
+    corpora = list(dict.fromkeys(summary["corpus"]))
+    categories = list(dict.fromkeys(summary[column]))
+    figure, axes = _axes(len(corpora), width=4.2, height=3.8, sharey=True)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        rungs = list(dict.fromkeys(summary["backbone"]))
+        for i, rung in enumerate(rungs):
+            rows = summary[(summary.corpus == corpus) & (summary.backbone == rung) & (summary.metric == metric)]
+            rows = rows.set_index(column).reindex(categories)
+            x = np.arange(len(categories)) + 0.14 * (i - (len(rungs) - 1) / 2)
+            ax.errorbar(
+                x,
+                rows["value"],
+                yerr=np.clip([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]], 0, None),
+                color=SIZES[-len(rungs) :][i],
+                marker="os^Dv"[i],
+                linestyle="none",
+                capsize=2,
+                label=rung,
+            )
+        ax.set(title=corpus, xticks=range(len(categories)), ylabel=LABEL[metric] if ax is axes[0] else "", xlabel=xlabel)
+        ax.set_xticklabels([str(c).replace(" ", "\n", 1) for c in categories], fontsize=8)
+    axes[-1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def dose_response(summary: pd.DataFrame, title: str) -> Figure:
+    """Cross-entropy and top-1 at offset 2 against the rate of free choice: rungs from light to dark, the true m2 as gold line."""
+    figure, axes = _axes(2, width=4.4, height=3.8)
+    for ax, metric in zip(axes, ("cross_entropy", "top1"), strict=True):
+        rungs = [b for b in dict.fromkeys(summary["backbone"]) if b != "grammar"]
+        for i, rung in enumerate([*rungs, "grammar"]):
+            rows = summary[(summary.backbone == rung) & (summary.metric == metric)].sort_values("rate")
+            gold = rung == "grammar"
+            errors = np.clip([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]], 0, None)
+            ax.errorbar(
+                rows["rate"],
+                rows["value"],
+                yerr=errors,
+                color=STYLE["gold"][0] if gold else SIZES[-len(rungs) :][i],
+                marker="*" if gold else "os^Dv"[i],
+                markersize=10 if gold else 5,
+                linestyle="--" if gold else "-",
+                capsize=2,
+                label=NAMES["gold"] if gold else rung,
+            )
+        ax.set(xlabel="rate of free choice", ylabel=LABEL[metric], xticks=sorted(set(summary["rate"])))
+    axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def auroc(table: pd.DataFrame, threshold: float, title: str) -> Figure:
+    """AUROC of each criterion for a right arg-max at offset 2, a marker per corpus; chance and the claim's threshold drawn."""
+    names = list(dict.fromkeys(table["criterion"]))
+    figure, (ax,) = _axes(1, width=6.2, height=3.4)
+    for i, corpus in enumerate(dict.fromkeys(table["corpus"])):
+        rows = table[table.corpus == corpus].set_index("criterion").reindex(names)
+        errors = np.clip([rows["effect"] - rows["ci_low"], rows["ci_high"] - rows["effect"]], 0, None)
+        ax.errorbar(
+            rows["effect"],
+            np.arange(len(names)) + 0.18 * (i - 1),
+            xerr=errors,
+            color=STYLE[corpus][0],
+            marker=STYLE[corpus][1],
+            linestyle="none",
+            capsize=2,
+            label=corpus,
+        )
+    ax.axvline(0.5, color="black", linewidth=0.8, label="chance")
+    ax.axvline(threshold, color="grey", linestyle=":", label="threshold of the claim")
+    ax.set(xlabel="AUROC for a right arg-max at offset 2", yticks=range(len(names)), yticklabels=names, title=title)
+    ax.invert_yaxis()
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

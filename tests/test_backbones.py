@@ -1,0 +1,166 @@
+"""Loading: the embedded ladder, local directories, and errors that say what to do; pre-training resumes to the bit."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mtp_utils import backbones, paths, pretrain
+from mtp_utils.backbones import available_backbones, load_backbone
+
+
+def test_rungs_come_first_and_all_load():
+    names = available_backbones()
+    rungs = [n for n in names if "-" not in n]
+    assert names[: len(rungs)] == rungs == sorted(rungs, key=lambda n: int(n.removeprefix("ladder/w")))
+    sizes = [load_backbone(n).n_params for n in rungs]
+    assert all(3.5 < b / a < 4.5 for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+def test_a_backbone_is_frozen_float32_and_counts_its_parameters():
+    b = load_backbone("ladder/w16")
+    assert b.model.dtype == torch.float32 and not b.model.training
+    assert not any(p.requires_grad for p in b.model.parameters())
+    inside = sum(p.numel() for n, p in b.model.named_parameters() if "embed" not in n)
+    assert b.n_params == inside and b.n_params_total == sum(p.numel() for p in b.model.parameters())
+    assert b.tokenizer.decode(b.tokenizer("Straße, naïve ☃")["input_ids"]) == "Straße, naïve ☃"
+
+
+def test_a_saved_model_loads_from_its_directory(tmp_path):
+    b = load_backbone("ladder/w16")
+    b.model.save_pretrained(tmp_path / "my model é")
+    b.tokenizer.save_pretrained(tmp_path / "my model é")
+    again = load_backbone(str(tmp_path / "my model é"))
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(again.model(ids).logits, b.model(ids).logits) and again.n_params == b.n_params
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "config.json"])
+def test_a_changed_byte_is_refused(tmp_path, monkeypatch, part):
+    shutil.copytree(paths.LADDER / "w16", tmp_path / "w16")
+    monkeypatch.setattr(paths, "LADDER", tmp_path)
+    data = bytearray((tmp_path / "w16" / part).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "w16" / part).write_bytes(data)
+    with pytest.raises(ValueError, match=f"ladder/w16: {part} .*git checkout"):
+        load_backbone("ladder/w16")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ladder/w17", "there are: ladder/w16"),
+        ("EleutherAI/pythia-70x", "needs the network"),
+        ("/nowhere/model", "needs the network"),
+    ],
+)
+def test_an_unknown_name_says_what_was_asked_what_exists_and_what_to_do(name, says, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError) as error:
+        load_backbone(name)
+    assert name in str(error.value) and says in str(error.value) and "ladder/w16" in str(error.value)
+
+
+def test_a_directory_without_a_model_says_what_it_must_hold(tmp_path):
+    with pytest.raises(ValueError, match="config.json"):
+        load_backbone(str(tmp_path))
+
+
+def test_pickled_weights_are_not_loaded(tmp_path):
+    b = load_backbone("ladder/w16")
+    b.model.config.save_pretrained(tmp_path)
+    b.tokenizer.save_pretrained(tmp_path)
+    torch.save(b.model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        load_backbone(str(tmp_path))
+
+
+def test_the_card_tells_how_the_model_came_about():
+    for name in available_backbones():
+        card = load_backbone(name).card
+        for key in (
+            "data",
+            "tokens",
+            "tokens_per_parameter",
+            "steps",
+            "seed",
+            "rate",
+            "sweep",
+            "loss_curve",
+            "validation",
+            "command",
+            "final_slope_nats_per_1M_tokens",
+            "sha256",
+        ):
+            assert key in card, (name, key)
+        assert card["loss_curve"][-1] < card["loss_curve"][0]
+
+
+def test_the_ladder_is_at_most_24_MB():
+    assert sum(p.stat().st_size for p in paths.LADDER.rglob("*") if p.is_file()) <= 24e6
+
+
+@pytest.mark.parametrize("objective", ["ntp", "mtp", "offset2"])
+def test_pretraining_resumes_to_the_bit(tmp_path, monkeypatch, objective):
+    monkeypatch.setattr(
+        pretrain,
+        "sequences",
+        lambda n, seed, tokenizer: np.random.default_rng(seed).integers(1, 1024, (n, pretrain.CONTEXT)).astype(np.uint16),
+    )
+    monkeypatch.setattr(pretrain, "validation", lambda parts, spec: {"code": 0.0})
+    monkeypatch.setattr(pretrain, "BATCH", 2)
+    spec = pretrain.Spec("w16", 16, objective=objective)
+    tokens = 6 * 2 * pretrain.CONTEXT
+    torch.set_num_threads(1)
+    pretrain.train(spec, 1e-3, tokens, tmp_path / "whole", every=3)
+
+    class Stop(Exception):
+        pass
+
+    real = pretrain.checkpoint
+
+    def stop_after(*arguments):
+        real(*arguments)
+        raise Stop
+
+    monkeypatch.setattr(pretrain, "checkpoint", stop_after)
+    with pytest.raises(Stop):
+        pretrain.train(spec, 1e-3, tokens, tmp_path / "halves", every=3)
+    monkeypatch.setattr(pretrain, "checkpoint", real)
+    pretrain.train(spec, 1e-3, tokens, tmp_path / "halves", every=3)
+    whole, halves = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("whole", "halves"))
+    assert whole.keys() == halves.keys() and all(torch.equal(whole[k], halves[k]) for k in whole)
+    curves = [json.loads((tmp_path / n / "summary.json").read_text())["loss_curve"] for n in ("whole", "halves")]
+    assert curves[0] == curves[1]
+
+
+def test_the_twins_objectives_ask_for_other_offsets():
+    torch.manual_seed(0)
+    ids = torch.randint(1, 1024, (2, 32))
+    parts = pretrain.build(pretrain.Spec("x", 16, objective="mtp"))
+    hidden = parts["model"].base_model(ids).last_hidden_state
+    logits = parts["model"].get_output_embeddings()(hidden)  # the heads start as the LM head
+    by_hand = [torch.nn.functional.cross_entropy(logits[:, :-k].flatten(0, 1), ids[:, k:].flatten()) for k in (1, 2, 3, 4)]
+    assert torch.allclose(pretrain.loss_of(parts, ids, "ntp"), by_hand[0])
+    assert torch.allclose(pretrain.loss_of(parts, ids, "offset2"), by_hand[1])
+    biases = [b.bias for b in parts["heads"].blocks]
+    for bias in biases:
+        torch.nn.init.zeros_(bias)
+    assert torch.allclose(pretrain.loss_of(parts, ids, "mtp"), torch.stack(by_hand).mean())
+
+
+def test_the_hub_is_asked_for_safetensors_only_and_no_remote_code(monkeypatch):
+    seen = {}
+
+    def fake(folder, **options):
+        seen.update(options, folder=folder)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(backbones.AutoModelForCausalLM, "from_pretrained", fake)
+    with pytest.raises(ValueError, match="revision 'abc'"):
+        load_backbone("some/model", revision="abc")
+    assert seen["use_safetensors"] and seen["trust_remote_code"] is False and seen["revision"] == "abc"
+    assert seen["dtype"] == torch.float32
