@@ -53,7 +53,7 @@ def _predicate(clause: Clause) -> list[str]:
     if clause.tense == "perfect":
         return ["has" if agreement == "third" else "have", *adverb, verb.participle]
     if clause.tense == "want":
-        return [*adverb, _present("want", agreement), "to", verb.english]
+        return [_present("want", agreement), "to", *adverb, verb.english]
     return [clause.tense, *adverb, verb.english]
 
 

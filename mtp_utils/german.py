@@ -77,7 +77,8 @@ def _parts(clause: Clause, take: Take) -> tuple:
     finite, end = _verb(form, clause)
     direct, prepositional = _objects(clause, take)
     company, place = (_phrase(p, take) if p else "" for p in (clause.company, clause.place))
-    middle = [w for w in (indirect, adverb, direct, company, place, prepositional) if w]
+    objects = (direct, adverb) if clause.object and clause.object.determiner == "name" else (adverb, direct)
+    middle = [w for w in (indirect, *objects, company, place, prepositional) if w]
     return subject, comment, time, finite, middle, end
 
 
@@ -118,7 +119,7 @@ def _form(forms: tuple[str, str, str], clause: Clause) -> str:
 
 def _phrase(phrase: Phrase, take: Take) -> str:
     noun_phrase = _noun_phrase(phrase.noun_phrase, phrase.case, take)
-    if phrase.noun_phrase.determiner == "the":
+    if phrase.noun_phrase.determiner == "the" and phrase.english:  # not before objects: "von dem Mädchen träumen"
         article, rest = noun_phrase.split(" ", 1)
         contracted = CONTRACTED.get((phrase.german, article))
         if contracted:

@@ -81,8 +81,9 @@ def draw_sentence(rng: random.Random) -> Sentence:
     tenses = ("past",) if past else NOT_PAST if open_tense else ABOUT_NOW
     sub_tenses = ("past",) if past else NOT_PAST if open_tense else ("present",)
     sub_first = rng.random() < 0.4
-    main = _clause(rng, tenses, commented=False, timed=not sub_first)
-    return Sentence(main, conjunction, _clause(rng, sub_tenses, commented=False), sub_first)
+    main = _clause(rng, tenses, commented=False)
+    sub = _clause(rng, sub_tenses, commented=False)
+    return Sentence(main, conjunction, sub if open_tense else sub._replace(adverb=None), sub_first)
 
 
 def _pick(rng: random.Random, options):
@@ -94,18 +95,17 @@ def _that_clause(rng: random.Random) -> Clause:
     return Clause(_subject(rng, modified=False), verb, _pick(rng, ("present", "past")))
 
 
-def _clause(rng: random.Random, tenses: tuple[str, ...], commented: bool = True, timed: bool = True) -> Clause:
-    """A clause in one of the tenses; `timed`: a time may come first; `commented`: "unfortunately" and the like may."""
+def _clause(rng: random.Random, tenses: tuple[str, ...], commented: bool = True) -> Clause:
+    """A clause in one of the tenses; `commented`: a comment ("unfortunately") or a time may come first."""
     time = _pick(rng, lexicon()["times"]) if rng.random() < 0.45 else None
     tense = _tense(rng, tenses, time)
     if tense is None:  # this time does not go with the tenses asked for
         time, tense = None, _pick(rng, tenses)
     comment = _pick(rng, lexicon()["comments"]) if commented and rng.random() < 0.15 else None
-    first = bool(time and commented and timed and not comment and rng.random() < 0.5)
+    first = bool(time and commented and not comment and rng.random() < 0.5)
     if rng.random() < 0.1 and tense in ("present", "past") and tenses != ("present",):
-        return _description(rng, tense)._replace(comment=comment, time=time, time_first=first)
-    clause = _event(rng, tense)
-    return clause._replace(comment=comment, time=time, time_first=first)
+        return _description(rng, tense)._replace(comment=comment)
+    return _event(rng, tense)._replace(comment=comment, time=time, time_first=first)
 
 
 def _tense(rng: random.Random, tenses: tuple[str, ...], time: Word | None) -> str | None:
@@ -116,7 +116,7 @@ def _tense(rng: random.Random, tenses: tuple[str, ...], time: Word | None) -> st
 
 def _description(rng: random.Random, tense: str) -> Clause:
     """Subject, copula, degree, adjective."""
-    subject = _noun_phrase(rng, (_pick(rng, PREDICABLE),))
+    subject = _noun_phrase(rng, (_pick(rng, PREDICABLE),), ("the", "the", "this", "possessive"))
     quality = _pick(rng, lexicon()["adjectives"][subject.noun.group])
     return Clause(subject, None, tense, degree=_pick(rng, lexicon()["degrees"]), quality=quality)
 
@@ -138,7 +138,8 @@ def _event(rng: random.Random, tense: str, subject: NounPhrase | None = None) ->
     if rng.random() < 0.12 and frame != "alone" and verb.english not in lexicon()["states"]:
         slots["company"] = Phrase(*_pick(rng, COMPANY if frame == "acc" else COMPANY[:2]), _person(rng))
     if rng.random() < 0.35:
-        manner = frame in ("acc", "give", "to") and verb.english not in lexicon()["states"] + lexicon()["unwilled"]
+        willed = verb.english not in lexicon()["states"] + lexicon()["unwilled"]
+        manner = willed and frame in ("acc", "give", "to")
         slots["adverb"] = _pick(rng, lexicon()["adverbs"]["manner" if manner and rng.random() < 0.5 else "all"])
     return Clause(subject or _subject(rng), verb, tense, **slots)
 
@@ -149,13 +150,19 @@ def _subject(rng: random.Random, modified: bool = True) -> NounPhrase:
     if u < 0.16:
         return NounPhrase("pronoun", _pick(rng, lexicon()["pronouns"]))
     subject = _person(rng)
-    if modified and subject.noun and u < 0.27:
-        return subject._replace(wearing=_noun_phrase(rng, ("fabric",), ("the", "a"), 0))
+    if modified and subject.noun and u < 0.27 and not subject.plural:
+        return subject._replace(wearing=_worn(rng))
     if modified and subject.noun and u < 0.37:
         tense = _pick(rng, ("present", "past"))
         relative = _event(rng, tense, NounPhrase("who", plural=subject.plural))
         return subject._replace(relative=relative._replace(adverb=None, company=None))
     return subject
+
+
+def _worn(rng: random.Random) -> NounPhrase:
+    nouns = lexicon()["nouns"]
+    worn = [n for n in nouns["clothing"] + nouns["fabric"] if n.english in lexicon()["worn"]]
+    return _determined(rng, _pick(rng, worn), ("the", "a"), 0.5, 0)
 
 
 def _person(rng: random.Random) -> NounPhrase:

@@ -113,7 +113,7 @@ def lexicon() -> dict:
     raw = json.loads(Path(__file__).with_name("lexicon.json").read_text(encoding="utf-8"))
     words = {name: [_word(e) for e in raw[name]] for name in
              ("around", "cities", "degrees", "comments", "numerals", "quantifiers", "possessives", "conjunctions")}
-    words |= {name: raw[name] for name in ("states", "unwilled")}
+    words |= {name: raw[name] for name in ("states", "unwilled", "worn")}
     words["names"] = [Word(name, (name,)) for name in raw["names"]]
     words["pronouns"] = [_word(*p) for p in (("I: ich", "first"), ("he: er", "third"), ("she: sie", "third"),
                                              ("we: wir", "plural"), ("they: sie", "plural"))]
