@@ -49,6 +49,7 @@ def collect(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> pd.DataFr
             blocks=blocks,
             labels=labels,
             name=backbone.name,
+            split=run.profile.control_split,
         ),
         run.measure(f"01_greedy_path_{name}", greedy_path_table, modules=modules, labels=labels, name=backbone.name),
     ]
@@ -141,7 +142,7 @@ def label_table(backbone, blocks) -> pd.DataFrame:
 
 def marginal_table(backbone, blocks, labels: Labels, offset: int, estimator: dict) -> pd.DataFrame:
     """The marginal at one offset, scored against every label source in `labels`; estimator: arguments of
-    future_log_probs . Exact ones also give entropy, mutual_information, max_prob; all give ntp_entropy,
+    future_log_probs. Exact ones also give entropy, mutual_information, max_prob; all give ntp_entropy,
     captured_mass, certified, candidates."""
     exact = bool(estimator.get("exact")) and offset > 1
     columns = {
@@ -177,10 +178,10 @@ def estimator_name(offset: int, estimator: dict) -> str:
     return "exact" if estimator.get("exact") else " ".join(f"{k}={v:g}" for k, v in estimator.items() if k != "seed")
 
 
-def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str) -> pd.DataFrame:
-    """Unigram, skip-bigram and interpolated skip-trigram, counted on the corpus' pretrain split, at every offset."""
+def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split: str) -> pd.DataFrame:
+    """Unigram, skip-bigram and interpolated skip-trigram, counted on a split of the same corpus, at every offset."""
     tokenizer = tokenizer.tokenizer
-    stream = blocks_module.stream(blocks.corpus, "pretrain", tokenizer)
+    stream = blocks_module.stream(blocks.corpus, split, tokenizer)
     end = tokenizer.convert_tokens_to_ids(blocks_module.END)
     row, t = np.nonzero(blocks.scored.numpy())
     contexts = np.stack([blocks.tokens[row, t - 1].numpy(), blocks.tokens[row, t].numpy()], 1)
@@ -289,10 +290,11 @@ def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
             found = future_log_probs(backbone.model, blocks.tokens[part], 2, **estimator, **call)
             log_probs = found.log_probs[wanted]
             captured = found.captured_mass[wanted]
-            scored = {"S": log_probs}
-            if "samples" not in estimator:
-                scored["S/M"] = log_probs - captured.log()[:, None]
-            for which, values in scored.items():
+            bounded = "samples" not in estimator
+            scored = {"S": 1.0} | ({"S/M": captured} if bounded else {})
+            for which, scale in scored.items():
+                values = (log_probs.exp() / torch.as_tensor(scale).expand_as(captured)[:, None]).log()
+                known = found.conditional_entropy[wanted] / scale
                 frames.append(
                     keys[here].assign(
                         backbone=backbone.name,
@@ -301,10 +303,10 @@ def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
                         log_prob=values.gather(1, label[:, None])[:, 0].double().numpy(),
                         log_prob_exact=true.gather(1, label[:, None])[:, 0].double().numpy(),
                         total_variation=(0.5 * (values.exp() - true.exp()).abs().sum(1)).double().numpy(),
-                        outside_bounds=_outside(values, true, captured).numpy() if which == "S" else np.nan,
+                        outside_bounds=_outside(values, true, captured).numpy() if bounded and which == "S" else np.nan,
                         entropy=metrics.entropy(values).double().numpy(),
                         entropy_exact=metrics.entropy(true).double().numpy(),
-                        mutual_information=(metrics.entropy(values) - found.conditional_entropy[wanted]).double().numpy(),
+                        mutual_information=(metrics.entropy(values) - known).double().numpy(),
                         mutual_information_exact=exact.mutual_information[wanted].double().numpy(),
                         captured_mass=captured.double().numpy(),
                         certified=found.certified[wanted].double().numpy(),

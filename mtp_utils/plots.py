@@ -143,7 +143,7 @@ def truncation(summary: pd.DataFrame, title: str) -> Figure:
         "captured_mass": "captured mass M",
         "certified": "share of arg-maxes certified",
         "same_argmax": "arg-max equal to the exact one",
-        "total_variation": "total variation from the exact m2",
+        "total_variation": "total variation of S/M from m2",
     }
     figure, axes = _axes(len(metrics), width=3.2)
     for ax, (metric, label) in zip(axes, metrics.items(), strict=True):

@@ -1,0 +1,96 @@
+"""Measuring functions: what a table must hold, and what it must not depend on."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtp_utils import blocks, measures
+from mtp_utils.backbones import load_backbone
+from mtp_utils.offsets import labels_of
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("ladder/w16")
+
+
+@pytest.fixture(scope="module")
+def text(backbone):
+    return blocks.evaluation_blocks("code", "test", backbone.tokenizer, n_documents=12, positions_per_document=2, horizon=3)
+
+
+@pytest.fixture(scope="module")
+def labels(backbone, text):
+    return measures.Labels(measures.label_table(backbone, text))
+
+
+def test_data_labels_are_the_documents_own_tokens(labels, text):
+    for k in (1, 2, 3):
+        rows = labels.table[(labels.table.offset == k) & (labels.table.label_source == "data")]
+        assert rows["label"].tolist() == labels_of(text.tokens, text.scored, k).tolist()
+
+
+def test_greedy_and_sampled_labels_continue_the_data_prefix(labels, text, backbone):
+    row, t = (x[0] for x in text.scored.nonzero(as_tuple=True))
+    ids = text.tokens[row : row + 1, : t + 1]
+    first = labels.table[(labels.table.document == text.documents[row]) & (labels.table.position == int(t))]
+    for k in (1, 2, 3):
+        here = first[(first.offset == k) & (first.label_source == "greedy")]["label"].item()
+        assert here == backbone.model(ids).logits[0, -1].argmax().item()
+        ids = torch.cat([ids, torch.tensor([[here]])], 1)
+    drawn = labels.table[labels.table.label_source == "sampled"]["label"]
+    assert drawn.nunique() > labels.table[labels.table.label_source == "greedy"]["label"].nunique()
+
+
+def test_labels_are_drawn_once_and_for_all(labels, text, backbone, monkeypatch):
+    monkeypatch.setattr(measures, "BATCH", 5)
+    assert measures.label_table(backbone, text).equals(labels.table)
+
+
+@pytest.mark.parametrize(("offset", "estimator"), [(2, {"exact": True}), (3, {"top_k": 4, "samples": 8})])
+def test_scores_do_not_depend_on_batch_size_or_threads(backbone, text, labels, monkeypatch, offset, estimator):
+    before = torch.get_num_threads()
+    tables = []
+    try:
+        for batch, threads in ((8, 1), (3, 2)):
+            monkeypatch.setattr(measures, "BATCH", batch)
+            torch.set_num_threads(threads)
+            tables.append(measures.marginal_table(backbone, text, labels, offset, estimator))
+    finally:
+        torch.set_num_threads(before)
+    assert tables[0][["document", "position", "label_source"]].equals(tables[1][["document", "position", "label_source"]])
+    assert np.abs(tables[0]["log_prob"] - tables[1]["log_prob"]).max() < 1e-4
+
+
+def test_the_exact_marginal_equals_a_loop_over_the_token_between(backbone, text, labels):
+    table = measures.marginal_table(backbone, text, labels, 2, {"exact": True})
+    row, t = (x[0] for x in text.scored.nonzero(as_tuple=True))
+    ids = text.tokens[row : row + 1, : t + 1]
+    p = backbone.model(ids).logits[0, -1].double().softmax(-1)
+    after = torch.cat([backbone.model(torch.cat([ids.expand(len(v), -1), v[:, None]], 1)).logits[:, -1]
+                       for v in torch.arange(len(p)).split(256)]).double().softmax(-1)  # fmt: skip
+    m2 = p @ after
+    here = table[(table.document == text.documents[row]) & (table.position == int(t)) & (table.label_source == "data")]
+    assert here["log_prob"].item() == pytest.approx(m2[text.tokens[row, t + 2]].log().item(), abs=1e-4)
+    assert here["entropy"].item() == pytest.approx(torch.special.entr(m2).sum().item(), abs=1e-4)
+    lost = torch.special.entr(m2).sum() - p @ torch.special.entr(after).sum(-1)
+    assert here["mutual_information"].item() == pytest.approx(lost.item(), abs=1e-3)
+
+
+def test_truncation_table_keeps_the_bounds_and_reaches_the_exact_sum(backbone, text):
+    table = measures.truncation_table(backbone, text, [{"top_k": 8}, {"top_k": 1024}, {"mass": 0.9}, {"samples": 16}])
+    assert table["outside_bounds"].fillna(0).sum() == 0
+    whole = table[(table.estimator == "top_k=1024") & (table.scored == "S")]
+    assert whole["total_variation"].max() < 1e-5 and (whole["same_argmax"] == 1).all()
+    assert (table[table.estimator == "mass=0.9"]["captured_mass"] >= 0.9 - 1e-6).all()
+
+
+def test_predictions_know_nothing_of_another_documents_labels(backbone, text, labels):
+    found = measures.negative_control_table(backbone, text, labels, draws=50)
+    error = found["rate"].std() / np.sqrt(len(found))
+    assert abs(found["rate"].mean() - found["expected"].iloc[0]) < 5 * error + 1e-9
+
+
+def test_greedy_path_is_scored_on_the_other_sources_only(labels):
+    found = measures.greedy_path_table(labels, "b")
+    assert set(found["label_source"]) == {"data", "sampled"} and found["top1"].isin([0.0, 1.0]).all()
