@@ -161,7 +161,13 @@ def part_d(size):
             ids = random_ids(model, length)
             seconds = race(3, ours=partial(future_log_probs, model, ids, 2, top_k=k))["ours"]
             yield "d", f"rung T={length} k={k}", "seconds", seconds, ""
-            yield "d", f"rung T={length} k={k}", "microseconds per token of (1 + k) T", 1e6 * seconds / ((1 + k) * length), ""
+            yield (
+                "d",
+                f"rung T={length} k={k}",
+                "microseconds per token of (1 + k) T",
+                1e6 * seconds / ((1 + k) * length),
+                "",
+            )
 
 
 def part_e(size):
@@ -173,7 +179,9 @@ def part_e(size):
 
     backbone = load_backbone("ladder/w256", device=DEVICE)
     for corpus in ("code", "prose"):
-        blocks = evaluation_blocks(corpus, "validation", backbone.tokenizer, n_documents=24, positions_per_document=8, horizon=2)
+        blocks = evaluation_blocks(
+            corpus, "validation", backbone.tokenizer, n_documents=24, positions_per_document=8, horizon=2
+        )
 
         def measure(blocks=blocks, **mode):
             f = future_log_probs(
@@ -211,7 +219,13 @@ def part_f(size):
     for n in shares[1:]:
         tokens = (length + k * length / n) / (length + k * length)
         ratio = seconds[f"every {n}"] / seconds["every 1"] / tokens
-        yield "f", f"rung T={length} k={k}, every {n}. position", "share of the time / share of the tokens", ratio, "about 1"
+        yield (
+            "f",
+            f"rung T={length} k={k}, every {n}. position",
+            "share of the time / share of the tokens",
+            ratio,
+            "about 1",
+        )
 
 
 def kernel_used():
@@ -227,7 +241,9 @@ def kernel_used():
 def write(rows, kernel):
     """The CSV, and the table between the markers of the README."""
     rows.to_csv(HERE / "marginal.csv", index=False)
-    where = f"{torch.cuda.get_device_name() if DEVICE.type == 'cuda' else processor()}, {torch.get_num_threads()} threads"
+    where = (
+        f"{torch.cuda.get_device_name() if DEVICE.type == 'cuda' else processor()}, {torch.get_num_threads()} threads"
+    )
     lines = [f"{where}; torch {torch.__version__}, Python {platform.python_version()}; attention by {kernel}.", ""]
     lines += ["| part | case | quantity | value | target |", "|---|---|---|---|---|"]
     lines += [f"| {r.part} | {r.case} | {r.quantity} | {r.value:.3g} | {r.target} |" for r in rows.itertuples()]

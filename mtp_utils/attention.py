@@ -100,6 +100,7 @@ def attend(
 ):
     """The attention function of a candidate pass, under transformers' interface: (1, H, n, D) -> (1, n, H, D)."""
     plan = _plan.get()
+    sinks = kwargs.pop("s_aux", None)  # (H,) logits of a key without a value
     extra = [name for name, x in kwargs.items() if torch.is_tensor(x) and not name.endswith(("_ids", "_position"))]
     if attention_mask is not None or extra or dropout or key.shape[2] != len(plan.t):
         raise NotImplementedError(f"attention with {extra or 'a mask, dropout or a cache'} of the model's own")
@@ -108,13 +109,14 @@ def attend(
     layer = plan.layers[module.layer_idx]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out, lse = over_prefix(plan, layer, query[0], value.shape[-1], scale, sliding_window, softcap)
-
-    near = [(key[0], value[0])] + [
-        tuple(x.index_select(1, rows.to(x.device)) for x in level.kv[module.layer_idx]) for level, rows in plan.lineage
-    ]
+    if sinks is not None:
+        sinks = sinks.to(lse.dtype)[:, None]
+        out, lse = out * torch.sigmoid(lse - sinks).unsqueeze(-1), torch.logaddexp(lse, sinks)
+    near = [(key[0], value[0])]
+    near += [tuple(x.index_select(1, rows.to(x.device)) for x in at.kv[module.layer_idx]) for at, rows in plan.lineage]
     for distance, (k, v) in enumerate(near):
         if not sliding_window or distance < sliding_window:
-            out, lse = absorb(out, lse, query[0], k, v, lambda x: cap(x, scale, softcap))
+            out, lse = absorb(out, lse, query[0], k, v, scale, softcap)
     return out.to(query.dtype).transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
@@ -122,29 +124,27 @@ def over_prefix(plan, layer, query, width, scale, window, softcap):
     """Attention of all candidates over the prefix keys they see: (H, n, D) -> (H, n, width), lse (H, n)."""
     heads, n, _ = query.shape
     groups = heads // layer.keys.shape[1]
-    out, lse = None, None
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    out = torch.zeros(n, heads, width, dtype=dtype, device=query.device).transpose(0, 1)  # as the model wants it back
+    lse = torch.full((heads, n), -torch.inf, dtype=dtype, device=query.device)
+    if window and plan.depth >= window:  # the path has outgrown the window
+        return out, lse
     for chunk in plan.chunks:
         start, stop, row, _, _ = chunk
         first, last = plan.keys(chunk, window)
         q = query[:, start:stop].reshape(1, heads // groups, groups * (stop - start), -1)  # a group shares its keys
         k, v = (x[row : row + 1, :, first:last] for x in (layer.keys, layer.values))
-        if window and plan.depth >= window:  # the path has outgrown the window
-            o, s = torch.zeros_like(q[..., :1]).expand(*q.shape[:3], width), torch.full_like(q[..., 0], -torch.inf)
-        else:
-            o, s = kernel(q, k, v, plan.mask(chunk, window, groups, q.dtype, q.device), scale, softcap)
-        if out is None:  # (n, H, width) in memory, as the model wants it back
-            out = torch.empty(n, heads, width, dtype=s.dtype, device=q.device).transpose(0, 1)
-            lse = torch.empty(heads, n, dtype=s.dtype, device=q.device)
+        o, s = kernel(q, k, v, plan.mask(chunk, window, groups, q.dtype, q.device), scale, softcap)
         out[:, start:stop], lse[:, start:stop] = o.reshape(heads, -1, width), s.reshape(heads, -1)
     return out, lse
 
 
-def absorb(out, lse, query, k, v, score):
+def absorb(out, lse, query, k, v, scale, softcap):
     """Merge one more key per query, exactly: out (H, n, D), lse (H, n), k and v (H or its groups, n, D)."""
     groups = len(query) // len(k)
     if groups > 1:
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-    s = score((query.to(lse.dtype) * k).sum(-1))
+    s = cap((query.to(lse.dtype) * k).sum(-1), scale, softcap)
     return torch.lerp(v.to(out.dtype), out, torch.sigmoid(lse - s).unsqueeze(-1)), torch.logaddexp(lse, s)
 
 

@@ -132,12 +132,8 @@ def by_mass(engine, roots, offset, mass, max_paths, sums):
     """
     threshold = torch.cat([at_mass(p, mass) for _, _, p in distributions(engine, roots)])
     while len(roots.root):
-        group = max(1, PATHS_AT_ONCE // 2**10)
-        parts = [
-            mass_round(engine, roots.take(slice(i, i + group)), threshold[i : i + group], offset, mass, max_paths, sums)
-            for i in range(0, len(roots.root), group)
-        ]
-        todo = ~torch.cat(parts)
+        parts = zip(roots.split(512), threshold.split(512), strict=True)
+        todo = ~torch.cat([mass_round(engine, *part, offset, mass, max_paths, sums) for part in parts])
         roots, threshold = roots.take(todo), threshold[todo] / 4
 
 
@@ -165,18 +161,14 @@ def mass_round(engine, roots, threshold, offset, mass, max_paths, sums):
     before = level.prob.cumsum(0) - level.prob
     needed = before - before[first] < mass
     if (needed & (torch.arange(len(first), device=first.device) - first >= max_paths)).any():
-        raise over_max_paths(max_paths)
+        raise ValueError(
+            f"max_paths={max_paths} paths at a position do not hold mass={mass}, and each costs a token through the "
+            f"model; take a smaller mass, or raise max_paths (all paths: {sums.prob.shape[1] ** (offset - 1)})"
+        )
     held = torch.zeros_like(sums.mass).index_add_(0, level.root, level.prob)
     done = (held >= mass) | (count >= sums.prob.shape[1] ** (offset - 1)) | (limit < 1e-15)
     accumulate(engine, level.take(needed & done[level.root]), sums)
     return done[roots.root]
-
-
-def over_max_paths(max_paths):
-    return ValueError(
-        f"max_paths={max_paths} paths at a position do not hold the mass; lower mass, or raise max_paths "
-        f"(each path is one more token through the model)"
-    )
 
 
 def at_mass(p, mass, k=512):

@@ -146,11 +146,12 @@ def future_tokens(model, input_ids, horizon, *, sample=False, seed=0, attention_
         for engine, roots, where in rows.batches(model, engine_to_use(model, rows)):
             seeds = rows.seeds(seed, where)
             for level in roots.split(max(1, engine.capacity // horizon)):
-                at = where[level.root.to(where.device)]
-                u = uniforms([seeds[i] for i in level.root.tolist()], 1, horizon, level.root.device)[:, 0]
+                here, device = level.root.tolist(), level.root.device
+                row, column = where[here].T
+                u = uniforms([seeds[i] for i in here], 1, horizon, device)[:, 0].T if sample else [None] * horizon
                 for depth in range(horizon):
-                    level = children(engine, level, one_token(u[:, depth] if sample else None))
-                    tokens[at[:, 0], at[:, 1], depth] = level.token.to(tokens.device)
+                    level = children(engine, level, one_token(u[depth]))
+                    tokens[row, column, depth] = level.token.to(tokens.device)
     return tokens
 
 

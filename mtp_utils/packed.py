@@ -17,16 +17,17 @@ KEPT_BYTES = 256 * 2**20  # keys and values of the tree that may be held at once
 
 @dataclass
 class Budget:
-    """Of one candidate pass: bytes of logits, candidates; and queries of one call to the attention kernel."""
+    """Of one candidate pass: bytes of logits, candidates, numbers of a hidden layer; queries of one attention call."""
 
     logits: int
     tokens: int
+    hidden: int
     queries: int
 
 
 # On the CPU small, to stay in its cache and below the 32 MiB from which malloc maps (and zeroes) each block anew.
-CPU = Budget(30 * 2**20, 1024, 256)
-ACCELERATOR = Budget(256 * 2**20, 16384, 1024)
+CPU = Budget(30 * 2**20, 2048, 3 * 2**16, 256)
+ACCELERATOR = Budget(256 * 2**20, 16384, 2**25, 1024)
 
 
 class PrefixLayer(DynamicLayer):
@@ -80,8 +81,8 @@ class Packed:
     @property
     def step(self):
         """Candidates of one pass."""
-        row = self.logits.shape[-1] * self.logits.element_size()
-        return min(self.budget.tokens, max(32, self.budget.logits // row))
+        row, width = self.logits[0].nbytes, self.model.get_input_embeddings().embedding_dim
+        return min(self.budget.tokens, max(32, self.budget.logits // row), max(256, self.budget.hidden // width))
 
     @property
     def capacity(self):

@@ -77,7 +77,7 @@ class Rows:
             prefixes = [self.ids[row][self.there[row]][: t[where[:, 0] == row].max() + 1] for row in group]
             inputs = pad_sequence(prefixes, batch_first=True), torch.searchsorted(group, where[:, 0].contiguous()), t
             engine = engine_class(model, *(x.to(model.device) for x in inputs))
-            engine.where = where
+            engine.where = where.to(model.device)
             roots = torch.arange(len(where), device=model.device)
             yield engine, Level(roots, torch.ones_like(roots, dtype=precise(roots.device))), where
 

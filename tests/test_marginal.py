@@ -82,7 +82,7 @@ def test_small_blocks_give_the_same(name, monkeypatch):
     ids, mask = batch("left")
     kwargs = [dict(exact=True), dict(top_k=3), dict(mass=0.8), dict(samples=9), dict(top_k=2, samples=9)]
     whole = [future_log_probs(model, ids, 3, attention_mask=mask, **k) for k in kwargs]
-    monkeypatch.setattr(packed, "CPU", packed.Budget(1, 5, 3))
+    monkeypatch.setattr(packed, "CPU", packed.Budget(2**20, 5, 1, 3))
     monkeypatch.setattr(packed, "KEPT_BYTES", 1)
     monkeypatch.setattr(attention, "MAX_SPAN", 2)
     monkeypatch.setattr(expansion, "PATHS_AT_ONCE", 2)
