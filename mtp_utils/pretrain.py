@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from . import blocks, corpora, paths
 from .backbones import file_digest
@@ -31,7 +31,7 @@ from .runtime import choose_device, choose_dtype
 VOCABULARY = 1024
 LAYERS, HEADS = 6, 4
 BATCH = 32  # sequences of CONTEXT tokens
-MICRO = {"cpu": 8}  # sequences a pass: on a CPU what fits its caches; elsewhere the whole batch
+MICRO = {"cpu": 16}  # sequences a pass: on a CPU what fits its caches; elsewhere the whole batch
 WARMUP, FLOOR = 0.05, 0.1  # share of the steps; share of the peak rate at the end
 SWEEP_TOKENS = 500_000
 RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
@@ -59,6 +59,30 @@ SPECS = {
         Spec("w128-offset2", 128, objective="offset2"),
     )
 }
+
+
+def blocked_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, block=64, **unused):
+    """Causal attention for training on a CPU: each block of queries meets the keys up to its own end, in plain products.
+
+    [measured] 1.3 to 1.9 times the tokens per second of transformers' eager attention at this context and these widths,
+    whose backward pass in turn beats the CPU's flash kernel. (batch, heads, T, D) -> (batch, T, heads, D). The training
+    stream has no padding, so `attention_mask` holds nothing but causality.
+    """
+    batch, heads, length, _ = query.shape
+    dtype = torch.bfloat16 if torch.is_autocast_enabled(query.device.type) else query.dtype
+    with torch.autocast(query.device.type, enabled=False):
+        q, k, v = (x.to(dtype).flatten(0, 1) for x in (query * scaling, key, value))
+        outputs = []
+        for a in range(0, length, block):
+            b = min(a + block, length)
+            hidden = torch.full((b, b), -torch.inf, dtype=dtype).triu(1)[a:]
+            scores = torch.baddbmm(hidden.expand(len(q), -1, -1), q[:, a:b], k[:, :b].mT)
+            outputs.append(scores.softmax(-1) @ v[:, :b])
+        return torch.cat(outputs, 1).unflatten(0, (batch, heads)).transpose(1, 2).contiguous(), None
+
+
+BLOCKED = "mtp_blocked"
+AttentionInterface.register(BLOCKED, blocked_attention)
 
 
 class MTPHeads(torch.nn.Module):
@@ -173,8 +197,8 @@ def train(spec: Spec, rate: float, tokens: int, work: Path, every: int = 100) ->
     data = sequences(steps * BATCH, spec.seed, load_tokenizer())
     parts = build(spec).to(device)
     bf16, micro = choose_dtype(device, training=True)[0] == torch.bfloat16, MICRO.get(device.type, BATCH)
-    if device.type == "cpu":  # [measured] the plain products beat the CPU's flash kernel at this context, in training
-        parts["model"].set_attn_implementation("eager")
+    if device.type == "cpu":
+        parts["model"].set_attn_implementation(BLOCKED)
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parts.parameters() if p.ndim >= 2], "weight_decay": 0.1},

@@ -164,3 +164,13 @@ def test_the_hub_is_asked_for_safetensors_only_and_no_remote_code(monkeypatch):
         load_backbone("some/model", revision="abc")
     assert seen["use_safetensors"] and seen["trust_remote_code"] is False and seen["revision"] == "abc"
     assert seen["dtype"] == torch.float32
+
+
+def test_blocked_attention_is_plain_causal_attention():
+    torch.manual_seed(0)
+    model = pretrain.build(pretrain.Spec("x", 16))["model"].double()
+    ids = torch.randint(1, 1024, (2, 200))
+    model.set_attn_implementation("sdpa")
+    plain = model(ids).logits
+    model.set_attn_implementation(pretrain.BLOCKED)
+    assert torch.allclose(model(ids).logits, plain, atol=1e-10)
