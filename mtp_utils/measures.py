@@ -111,7 +111,7 @@ def label_table(backbone, blocks) -> pd.DataFrame:
     frames = []
     keys = positions_of(blocks)
     drawn = {"sampled": [], "greedy": []}
-    seeds = torch.tensor([[seed_for(f"labels/{d}/{t}") for t in range(blocks.tokens.shape[1])] for d in blocks.documents])
+    seeds = _seeds("labels", blocks)
     for part in _parts(blocks, f"labels {backbone.name} {blocks.corpus}"):
         for source in drawn:
             tokens = future_tokens(
@@ -149,11 +149,13 @@ def marginal_table(backbone, blocks, labels: Labels, offset: int, estimator: dic
         name: []
         for name in ("captured_mass", "certified", "candidates", "entropy", "mutual_information", "max_prob", "ntp_entropy")
     }
-    log_probs = []
+    log_probs, seeds = [], _seeds(f"offset {offset}", blocks)
     for part in _parts(blocks, f"offset {offset} {backbone.name} {blocks.corpus}"):
         wanted = blocks.scored[part]
         call = {"attention_mask": blocks.mask[part], "positions": wanted}
-        found = future_log_probs(backbone.model, blocks.tokens[part], offset, with_entropy=exact, **estimator, **call)
+        found = future_log_probs(
+            backbone.model, blocks.tokens[part], offset, with_entropy=exact, seed=seeds[part], **estimator, **call
+        )
         log_probs.append(found.log_probs[wanted])
         columns["captured_mass"].append(found.captured_mass[wanted])
         columns["certified"].append(found.certified[wanted].float())
@@ -278,16 +280,16 @@ def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
     variation), of the cross-entropy, H and I, captured mass, certified share, agreement of the arg-max, candidates."""
     frames = []
     data = offsets.labels_of(blocks.tokens, blocks.scored, 2)
-    keys = positions_of(blocks)
+    keys, seeds = positions_of(blocks), _seeds("truncation", blocks)
     for part in _parts(blocks, f"truncation {backbone.name} {blocks.corpus}"):
         wanted = blocks.scored[part]
         call = {"attention_mask": blocks.mask[part], "positions": wanted, "with_entropy": True}
         exact = future_log_probs(backbone.model, blocks.tokens[part], 2, exact=True, **call)
         true = exact.log_probs[wanted]
-        here = keys["document"].isin([blocks.documents[r] for r in part]).to_numpy()
-        label = data[torch.from_numpy(here)]
+        here = keys["document"].isin([blocks.documents[r] for r in part]).tolist()
+        label = data[torch.tensor(here)]
         for estimator in estimators:
-            found = future_log_probs(backbone.model, blocks.tokens[part], 2, **estimator, **call)
+            found = future_log_probs(backbone.model, blocks.tokens[part], 2, seed=seeds[part], **estimator, **call)
             log_probs = found.log_probs[wanted]
             captured = found.captured_mass[wanted]
             bounded = "samples" not in estimator
@@ -336,6 +338,14 @@ def _score(log_probs: torch.Tensor, labels: pd.DataFrame, offset: int, name: str
             )
         )
     return pd.concat(frames, ignore_index=True)
+
+
+def _seeds(stream: str, blocks) -> torch.Tensor:
+    """(documents, CONTEXT) int64: a seed per document and position, so that draws do not depend on how rows are batched."""
+    seeds = torch.zeros_like(blocks.tokens)
+    for row, t in blocks.scored.nonzero().tolist():
+        seeds[row, t] = seed_for(f"{stream}/{blocks.documents[row]}/{t}")
+    return seeds
 
 
 def _parts(blocks, description: str):
