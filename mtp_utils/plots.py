@@ -158,7 +158,7 @@ def truncation(summary: pd.DataFrame, title: str) -> Figure:
 
 
 def bias(summary: pd.DataFrame, title: str) -> Figure:
-    """Bias of cross-entropy and H(m2) against the exact sum, by estimator, a marker per corpus. summary: estimator, corpus, metric."""
+    """Bias of cross-entropy, H and I against the exact sum, by estimator, a marker per corpus."""
     panels = {
         "cross_entropy_bias": "bias of cross-entropy [nats]",
         "entropy_bias": "bias of H(m2) [nats]",

@@ -130,7 +130,7 @@ def test_token_classes(tokenizer):
 
 
 def test_the_gold_line_is_the_grammars_own_distribution(tokenizer, test_blocks):
-    """The true marginal gives its own documents the cross-entropy it predicts: mean of -log m2(label) - H(m2) is zero, |z| < 4."""
+    """Its cross-entropy on its own documents is its entropy: mean of -log m2(label) - H(m2) is zero, |z| < 4."""
     b = blocks.evaluation_blocks("translation", "test", tokenizer, n_documents=150, positions_per_document=2, horizon=2)
     keys = measures.positions_of(b).assign(
         offset=2, label_source="data", label=labels_of(b.tokens, b.scored, 2).numpy(), token_class=0
