@@ -125,10 +125,10 @@ def over_prefix(plan, layer, query, width, scale, window, softcap):
     heads, n, _ = query.shape
     groups = heads // layer.keys.shape[1]
     dtype = torch.promote_types(query.dtype, torch.float32)
-    out = torch.zeros(n, heads, width, dtype=dtype, device=query.device).transpose(0, 1)  # as the model wants it back
-    lse = torch.full((heads, n), -torch.inf, dtype=dtype, device=query.device)
+    out = torch.empty(n, heads, width, dtype=dtype, device=query.device).transpose(0, 1)  # as the model wants it back
+    lse = torch.empty(heads, n, dtype=dtype, device=query.device)
     if window and plan.depth >= window:  # the path has outgrown the window
-        return out, lse
+        return out.zero_(), lse.fill_(-torch.inf)
     for chunk in plan.chunks:
         start, stop, row, _, _ = chunk
         first, last = plan.keys(chunk, window)

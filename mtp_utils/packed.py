@@ -3,6 +3,7 @@
 Everything but the attention is token-wise and run by the model's own code, on one flat row of candidates.
 """
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -92,9 +93,11 @@ class Packed:
 
     def logits_of(self, level, keep=False):
         """Yield (start, stop, logits (stop - start, V)) over the level; keep its keys and values if asked."""
-        parts = []
-        for start in range(0, len(level.root), self.step):
-            stop = min(start + self.step, len(level.root))
+        parts, n = [], len(level.root)
+        passes = max(1, math.ceil(n / self.step))
+        step = max(1, math.ceil(n / passes))  # of equal size
+        for start in range(0, n, step):
+            stop = min(start + step, n)
             if level.depth == 0:
                 yield start, stop, self.logits[level.root[start:stop]]
                 continue

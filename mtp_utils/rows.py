@@ -1,6 +1,7 @@
 """The caller's batch, checked, with its padding closed up; and its way through an engine in sub-batches."""
 
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -42,7 +43,7 @@ class Rows:
         shape = tuple(input_ids.shape)
         require(len(shape) == 2 and not input_ids.is_floating_point(), f"input_ids must be (batch, seq) int: {shape}")
         require(input_ids.numel(), f"input_ids is empty: {shape}, at least one token is needed")
-        require(isinstance(offset, int) and offset >= 1, f"{name} must be an integer >= 1, not {offset}")
+        require(isinstance(offset, Integral) and offset >= 1, f"{name} must be an integer >= 1, not {offset}")
         self.ids, self.offset = input_ids, offset
         everywhere = torch.ones_like(input_ids, dtype=torch.bool)
         self.there = everywhere if attention_mask is None else self.flags(attention_mask, "attention_mask")
@@ -96,6 +97,6 @@ class Rows:
         """What seeds each wanted position's stream: (seed, row, position), or the caller's own number."""
         if not torch.is_tensor(seed):
             t = self.t[where[:, 0], where[:, 1]]
-            return [(seed % 2**64, row, at) for row, at in zip(where[:, 0].tolist(), t.tolist(), strict=True)]
+            return [(int(seed) % 2**64, row, at) for row, at in zip(where[:, 0].tolist(), t.tolist(), strict=True)]
         require(seed.shape == self.ids.shape, f"seed must be an int or of shape {tuple(self.ids.shape)}")
         return [value % 2**64 for value in seed.to(where.device)[where[:, 0], where[:, 1]].tolist()]
