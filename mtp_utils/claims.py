@@ -46,35 +46,43 @@ def decide(effects: pd.DataFrame, threshold: float, seeds_agree: bool = True) ->
 
 def c1_effects(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
     """C1, every comparison: marginal minus control in top-1, control minus marginal in cross-entropy (both: more is better),
-    on data labels at offset 2, paired by position, by corpus, metric and control. scores: rows of measures.py."""
-    here = scores[(scores.backbone == backbone) & (scores.offset == OFFSET) & (scores.label_source == LABELS)]
+    on data labels at offsets 1 and 2, paired by position, by corpus, metric and control. scores: rows of measures.py."""
+    here = scores[(scores.backbone == backbone) & scores.offset.isin([1, OFFSET]) & (scores.label_source == LABELS)]
     rows = []
-    for corpus, group in here.groupby("corpus", sort=False):
+    for (corpus, offset), group in here.groupby(["corpus", "offset"], sort=False):
         marginal = group[group.predictor == "marginal"]
         for metric, column in (("top1", "top1"), ("cross_entropy", "log_prob")):
             for control in PREDICTORS:
                 found = metrics.paired(marginal, group[group.predictor == control], column)
-                rows.append({"corpus": corpus, "metric": metric, "control": control, **found})
+                rows.append({"corpus": corpus, "offset": offset, "metric": metric, "control": control, **found})
     return pd.DataFrame(rows)
 
 
 def c1(effects: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,)) -> Verdict:
-    """C1 holds in a corpus when the marginal beats *every* control in *both* metrics: the largest p of the six decides
-    (an intersection-union test), then Holm over corpora."""
-    worst = effects.loc[effects.groupby("corpus", sort=False)["p"].idxmax()].copy()
-    signs = effects.groupby("corpus", sort=False)["effect"].min()
-    worst["effect"] = np.where(signs.loc[worst.corpus] > 0, worst["effect"], signs.loc[worst.corpus])
-    verdict = decide(worst, 0.0)
+    """C1 holds in a corpus when the marginal beats *every* control in *both* metrics: the worst of the six comparisons
+    decides (an intersection-union test), then Holm over corpora.
+
+    A backbone that loses to the trigram at its own task, the next token, cannot test the claim: then it is inconclusive.
+    """
+    own = effects[(effects.offset == 1) & (effects.metric == "cross_entropy") & (effects.control == PREDICTORS[-1])]
+    weak = own[own["effect"] <= 0]["corpus"].tolist()
+    effects = effects[effects.offset == OFFSET]
+    one_sided = np.where(effects["effect"] > 0, effects["p"] / 2, 1 - effects["p"] / 2)
+    worst = effects.loc[pd.Series(one_sided, effects.index).groupby(effects["corpus"], sort=False).idxmax()]
+    verdict = "inconclusive" if weak else decide(worst, 0.0)
     hardest = effects[(effects.metric == "top1") & (effects.control == PREDICTORS[-1])]
     row = hardest.sort_values("effect").iloc[0]
     text = "; ".join(
         f"{r.corpus}: top-1 {r.effect:+.3f} [{r.ci_low:+.3f}, {r.ci_high:+.3f}] over the skip-trigram"
         for r in hardest.itertuples()
     )
+    if weak:
+        text += f". Not testable: at offset 1 the backbone itself loses to the trigram on {', '.join(weak)}"
     return Verdict(
         "C1",
         f"{backbone}, offset 2, data labels: top-1 of the marginal minus the skip-trigram's, worst corpus "
-        f"({row.corpus}); decided on all three controls, top-1 and cross-entropy",
+        f"({row.corpus}); decided on all three controls, top-1 and cross-entropy"
+        + (f"; not testable, at offset 1 the backbone loses to the trigram on {', '.join(weak)}" if weak else ""),
         float(row.effect),
         float(row.ci_low),
         float(row.ci_high),

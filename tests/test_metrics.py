@@ -100,27 +100,20 @@ def test_ngrams_equal_loops_over_the_text(offset):
             assert found[predictor][row].sum() == pytest.approx(1)
 
 
-def fake_scores(gain: float, n: int = 200, seed: int = 0) -> pd.DataFrame:
+def fake_scores(gain: float, n: int = 200, seed: int = 0, own: float = 0.3) -> pd.DataFrame:
+    """Scores of a backbone that is `gain` better than the controls at offset 2, and `own` at offset 1."""
     rng = np.random.default_rng(seed)
     frames = []
     for corpus in ("code", "prose"):
-        for predictor in ("marginal", *ngrams.PREDICTORS):
-            better = gain if predictor == "marginal" else 0.0
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "backbone": "b",
-                        "corpus": corpus,
-                        "document": [f"d{i}" for i in range(n)],
-                        "position": 40,
-                        "offset": 2,
-                        "label_source": "data",
-                        "predictor": predictor,
-                        "top1": (rng.random(n) < 0.3 + better).astype(float),
-                        "log_prob": rng.normal(-3 + 5 * better, 1, n),
-                    }
+        for offset, difference in ((1, own), (2, gain)):
+            for predictor in ("marginal", *ngrams.PREDICTORS):
+                better = difference if predictor == "marginal" else 0.0
+                about = {"backbone": "b", "corpus": corpus, "position": 40, "offset": offset, "label_source": "data"}
+                frames.append(
+                    pd.DataFrame(
+                        {"document": [f"d{i}" for i in range(n)], "top1": (rng.random(n) < 0.3 + better).astype(float)}
+                    ).assign(**about, predictor=predictor, log_prob=rng.normal(-3 + 5 * better, 1, n))
                 )
-            )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -132,6 +125,18 @@ def test_c1_says_what_the_table_holds(gain, verdict):
 def test_c1_claims_nothing_of_equal_predictors():
     verdicts = [claims.c1(claims.c1_effects(fake_scores(0.0, seed=s), "b"), "b").verdict for s in range(10)]
     assert verdicts.count("reproduced") == 0
+
+
+def test_c1_is_not_judged_on_a_backbone_that_loses_at_its_own_task():
+    verdict = claims.c1(claims.c1_effects(fake_scores(-0.2, own=-0.2), "b"), "b")
+    assert verdict.verdict == "inconclusive" and "loses to the trigram on code, prose" in verdict.text
+
+
+def test_one_metric_that_is_worse_stops_c1():
+    scores = fake_scores(0.3)
+    worse = (scores.predictor == "marginal") & (scores.offset == 2) & (scores.corpus == "code")
+    scores.loc[worse, "log_prob"] -= 5
+    assert claims.c1(claims.c1_effects(scores, "b"), "b").verdict == "partly"
 
 
 def test_slope_interval_holds_the_spread_of_training_runs():
