@@ -30,7 +30,7 @@ from .runtime import choose_device, choose_dtype
 
 VOCABULARY = 1024
 LAYERS, HEADS = 6, 4
-BATCH = 32  # sequences of CONTEXT tokens
+BATCH = 16  # sequences of CONTEXT tokens: 2,930 steps in 12M tokens
 MICRO = {"cpu": 16}  # sequences a pass: on a CPU what fits its caches; elsewhere the whole batch
 WARMUP, FLOOR = 0.05, 0.1  # share of the steps; share of the peak rate at the end
 SWEEP_TOKENS = 500_000
