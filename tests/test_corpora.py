@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from mtp_utils import blocks, corpora, measures
+from mtp_utils import blocks, controls, corpora, scoring
 from mtp_utils.backbones import load_backbone
 from mtp_utils.offsets import labels_of
 
@@ -132,10 +132,10 @@ def test_token_classes(tokenizer):
 def test_the_gold_line_is_the_grammars_own_distribution(tokenizer, test_blocks):
     """Its cross-entropy on its own documents is its entropy: mean of -log m2(label) - H(m2) is zero, |z| < 4."""
     b = blocks.evaluation_blocks("translation", "test", tokenizer, n_documents=150, positions_per_document=2, horizon=2)
-    keys = measures.positions_of(b).assign(
+    keys = scoring.positions_of(b).assign(
         offset=2, label_source="data", label=labels_of(b.tokens, b.scored, 2).numpy(), token_class=0
     )
-    gold = measures.gold_table(measures.Tokenizer(tokenizer), b, measures.Labels(keys))
+    gold = controls.gold_table(scoring.Tokenizer(tokenizer), b, scoring.Labels(keys))
     assert (gold.log_prob > -50).all()
     excess = -gold.log_prob - gold.entropy
     assert abs(excess.mean()) < 4 * excess.std() / len(excess) ** 0.5 + 1e-9

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtp_utils import blocks, measures
+from mtp_utils import blocks, controls, measures, scoring
 from mtp_utils.backbones import load_backbone
 from mtp_utils.offsets import labels_of
 
@@ -21,7 +21,7 @@ def text(backbone):
 
 @pytest.fixture(scope="module")
 def labels(backbone, text):
-    return measures.Labels(measures.label_table(backbone, text))
+    return scoring.Labels(measures.label_table(backbone, text))
 
 
 def test_data_labels_are_the_documents_own_tokens(labels, text):
@@ -43,7 +43,7 @@ def test_greedy_and_sampled_labels_continue_the_data_prefix(labels, text, backbo
 
 
 def test_labels_are_drawn_once_and_for_all(labels, text, backbone, monkeypatch):
-    monkeypatch.setattr(measures, "BATCH", 5)
+    monkeypatch.setattr(scoring, "BATCH", 5)
     assert measures.label_table(backbone, text).equals(labels.table)
 
 
@@ -53,7 +53,7 @@ def test_scores_do_not_depend_on_batch_size_or_threads(backbone, text, labels, m
     tables = []
     try:
         for batch, threads in ((8, 1), (3, 2)):
-            monkeypatch.setattr(measures, "BATCH", batch)
+            monkeypatch.setattr(scoring, "BATCH", batch)
             torch.set_num_threads(threads)
             tables.append(measures.marginal_table(backbone, text, labels, offset, estimator))
     finally:
@@ -86,11 +86,11 @@ def test_truncation_table_keeps_the_bounds_and_reaches_the_exact_sum(backbone, t
 
 
 def test_predictions_know_nothing_of_another_documents_labels(backbone, text, labels):
-    found = measures.negative_control_table(backbone, text, labels, draws=50)
+    found = controls.negative_control_table(backbone, text, labels, draws=50)
     error = found["rate"].std() / np.sqrt(len(found))
     assert abs(found["rate"].mean() - found["expected"].iloc[0]) < 5 * error + 1e-9
 
 
 def test_greedy_path_is_scored_on_the_other_sources_only(labels):
-    found = measures.greedy_path_table(labels, "b")
+    found = controls.greedy_path_table(labels, "b")
     assert set(found["label_source"]) == {"data", "sampled"} and found["top1"].isin([0.0, 1.0]).all()

@@ -1,0 +1,108 @@
+"""What the marginal is held against: counting, the greedy path, the grammar's own distribution, other documents' labels.
+
+Tables as in measures.py: one row per scored position and predictor.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from . import blocks as blocks_module
+from . import corpora, metrics, ngrams, translation
+from .marginal import future_log_probs
+from .scoring import Labels, Tokenizer, parts_of, score
+
+
+def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split: str) -> pd.DataFrame:
+    """Unigram, skip-bigram and interpolated skip-trigram, counted on a split of the same corpus, at every offset."""
+    tokenizer = tokenizer.tokenizer
+    stream = blocks_module.stream(blocks.corpus, split, tokenizer)
+    end = tokenizer.convert_tokens_to_ids(blocks_module.END)
+    row, t = np.nonzero(blocks.scored.numpy())
+    contexts = np.stack([blocks.tokens[row, t - 1].numpy(), blocks.tokens[row, t].numpy()], 1)
+    frames = []
+    for offset in range(1, blocks.horizon + 1):
+        for predictor, probs in ngrams.ngram_probs(stream, end, contexts, offset, len(tokenizer)).items():
+            frames.append(score(torch.from_numpy(np.log(probs)), labels.table, offset, name, predictor, "counts"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def greedy_path_table(labels: Labels, name: str) -> pd.DataFrame:
+    """The backbone's greedy continuation as a predictor of the other label sources (a point mass: top-1 alone)."""
+    keys = ["corpus", "document", "position", "offset"]
+    table = labels.table
+    greedy = table[table.label_source == "greedy"][[*keys, "label"]]
+    others = table[table.label_source != "greedy"].merge(greedy, on=keys, suffixes=("", "_greedy"), validate="many_to_one")
+    hit = (others.label == others.label_greedy).astype(float)
+    return others[[*keys, "label_source", "token_class"]].assign(
+        backbone=name, predictor="greedy_path", estimator="greedy", log_prob=np.nan, top1=hit, top5=np.nan
+    )
+
+
+def gold_table(tokenizer: Tokenizer, blocks, labels: Labels, offset: int = 2) -> pd.DataFrame:
+    """The true distribution of the token `offset` ahead in generated translations, given the English and the German so far.
+
+    Every German sentence the grammar allows is encoded; those that agree with the prefix, weighted by their true
+    probability, give the token `offset` ahead. With the entropy of that true distribution.
+    """
+    tokenizer = tokenizer.tokenizer
+    documents = {d.id: d for d in corpora.documents("translation", blocks.split)}
+    row, position = np.nonzero(blocks.scored.numpy())
+    log_probs = torch.full((len(row), len(tokenizer)), -torch.inf, dtype=torch.float64)
+    for i, (r, t) in enumerate(zip(row, position, strict=True)):
+        mass = torch.zeros(len(tokenizer), dtype=torch.float64)
+        for ids, p in _alternatives(documents[blocks.documents[r]], blocks.tokens[r, 1 : t + 1].tolist(), tokenizer):
+            mass[ids[t + offset - 1]] += p  # token 0 of a block is END
+        log_probs[i] = (mass / mass.sum()).log()
+    found = score(log_probs, labels.table[labels.table.label_source == "data"], offset, "grammar", "gold", "exact")
+    return found.assign(entropy=metrics.entropy(log_probs).numpy(), max_prob=log_probs.max(-1).values.exp().numpy())
+
+
+def _alternatives(document, prefix: list[int], tokenizer) -> list[tuple[list[int], float]]:
+    """(token ids of the document with another German sentence, probability) for all that agree with the prefix ids."""
+    starts = [a for a, _ in tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+    now = starts[len(prefix)]  # the first character not yet seen
+    pair, (first, last) = next((p, s) for p, s in zip(document.pairs, document.spans, strict=True) if s[0] <= now < s[1])
+    options = translation.german_distribution(pair, document.rate)
+    texts = [document.text[:first] + german + document.text[last - 1 :] for german, _ in options]
+    encoded = blocks_module.encode(tokenizer, texts)
+    return [(ids, p) for ids, (_, p) in zip(encoded, options, strict=True) if ids[: len(prefix)] == prefix]
+
+
+def negative_control_table(backbone, blocks, labels: Labels, seed: int = 0, draws: int = 200) -> pd.DataFrame:
+    """Arg-max predictions paired with *another* document's labels, against the product of the two marginal frequencies.
+
+    The observed hit rate over random re-pairings must equal sum_w freq(prediction = w) freq(label = w) restricted to
+    pairs of different documents. One row per offset-2 re-pairing: rate, expected.
+    """
+    argmax = torch.cat(
+        [
+            future_log_probs(
+                backbone.model, blocks.tokens[p], 2, top_k=64, attention_mask=blocks.mask[p], positions=blocks.scored[p]
+            )
+            .log_probs[blocks.scored[p]]
+            .argmax(-1)
+            for p in parts_of(blocks, f"negative control {backbone.name} {blocks.corpus}")
+        ]
+    ).numpy()
+    data = labels.table
+    data = data[(data.offset == 2) & (data.label_source == "data")]
+    rng = np.random.default_rng(seed)
+    documents = data["document"].to_numpy()
+    other = documents[:, None] != documents[None]
+    hits = argmax[:, None] == data["label"].to_numpy()[None]
+    expected = float(hits[other].mean())
+    rows = []
+    for draw in range(draws):
+        partner = np.array([rng.choice(np.flatnonzero(allowed)) for allowed in other])
+        rows.append(
+            (
+                backbone.name,
+                blocks.corpus,
+                draw,
+                float(hits[np.arange(len(hits)), partner].mean()),
+                expected,
+                float(hits.diagonal().mean()),
+            )
+        )
+    return pd.DataFrame(rows, columns=["backbone", "corpus", "draw", "rate", "expected", "top1_true_pairs"])

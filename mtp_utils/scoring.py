@@ -1,0 +1,75 @@
+"""What every measuring function shares: keys of positions, stored labels, seeds, and scores of a distribution as rows."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from . import metrics
+from .runtime import progress, seed_for
+
+BATCH = 8  # documents a step
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A stored table of labels; its fingerprint makes measurements on it depend on the labels themselves."""
+
+    table: pd.DataFrame
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.table.to_csv(index=False).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer that can be part of a measurement's key."""
+
+    tokenizer: object
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def positions_of(blocks) -> pd.DataFrame:
+    """document, position of every scored position, row by row: the order of all tables."""
+    row, position = np.nonzero(blocks.scored.numpy())
+    return pd.DataFrame({"corpus": blocks.corpus, "document": [blocks.documents[r] for r in row], "position": position})
+
+
+def estimator_name(offset: int, estimator: dict) -> str:
+    """`ntp`, `exact`, `top_k=64`, `top_k=64 samples=64`, ..."""
+    if offset == 1:
+        return "ntp"
+    return "exact" if estimator.get("exact") else " ".join(f"{k}={v:g}" for k, v in estimator.items() if k != "seed")
+
+
+def score(log_probs: torch.Tensor, labels: pd.DataFrame, offset: int, name: str, predictor: str, estimator: str) -> pd.DataFrame:
+    frames = []
+    for _, rows in labels[labels.offset == offset].groupby("label_source", sort=False):
+        frames.append(
+            rows.drop(columns="label").assign(
+                backbone=name,
+                predictor=predictor,
+                estimator=estimator,
+                **metrics.scores(log_probs, torch.from_numpy(rows["label"].to_numpy().copy())),
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def seeds_of(stream: str, blocks) -> torch.Tensor:
+    """(documents, CONTEXT) int64: a seed per document and position, so that draws do not depend on how rows are batched."""
+    seeds = torch.zeros_like(blocks.tokens)
+    for row, t in blocks.scored.nonzero().tolist():
+        seeds[row, t] = seed_for(f"{stream}/{blocks.documents[row]}/{t}")
+    return seeds
+
+
+def parts_of(blocks, description: str):
+    rows = torch.arange(len(blocks.tokens))
+    return progress(list(rows.split(BATCH)), description)
