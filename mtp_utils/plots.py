@@ -43,10 +43,15 @@ def _axes(n: int, width: float = 3.4, height: float = 3.2, **options):
     return figure, axes
 
 
+def _errors(rows: pd.DataFrame, column: str = "value") -> np.ndarray:
+    """(2, n) lengths of the intervals below and above the values, as matplotlib's error bars want them."""
+    return np.clip([rows[column] - rows["ci_low"], rows["ci_high"] - rows[column]], 0, None)
+
+
 def _line(ax, x, rows: pd.DataFrame, name: str, label: str | None = None, **options) -> None:
     """Values with their intervals, in the fixed style of `name`."""
     colour, marker, style = STYLE[name]
-    errors = np.clip([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]], 0, None)
+    errors = _errors(rows)
     ax.errorbar(
         x,
         rows["value"],
@@ -173,7 +178,7 @@ def bias(summary: pd.DataFrame, title: str) -> Figure:
             ax.errorbar(
                 rows["value"],
                 y,
-                xerr=np.clip([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]], 0, None),
+                xerr=_errors(rows),
                 color=STYLE[corpus][0],
                 marker=STYLE[corpus][1],
                 linestyle="none",
@@ -238,7 +243,7 @@ def grouped(summary: pd.DataFrame, column: str, metric: str, title: str, xlabel:
             ax.errorbar(
                 x,
                 rows["value"],
-                yerr=np.clip([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]], 0, None),
+                yerr=_errors(rows),
                 color=SIZES[-len(rungs) :][i],
                 marker="os^Dv"[i],
                 linestyle="none",
@@ -260,7 +265,7 @@ def dose_response(summary: pd.DataFrame, title: str) -> Figure:
         for i, rung in enumerate([*rungs, "grammar"]):
             rows = summary[(summary.backbone == rung) & (summary.metric == metric)].sort_values("rate")
             gold = rung == "grammar"
-            errors = np.clip([rows["value"] - rows["ci_low"], rows["ci_high"] - rows["value"]], 0, None)
+            errors = _errors(rows)
             ax.errorbar(
                 rows["rate"],
                 rows["value"],
@@ -284,7 +289,7 @@ def auroc(table: pd.DataFrame, threshold: float, title: str) -> Figure:
     figure, (ax,) = _axes(1, width=6.2, height=3.4)
     for i, corpus in enumerate(dict.fromkeys(table["corpus"])):
         rows = table[table.corpus == corpus].set_index("criterion").reindex(names)
-        errors = np.clip([rows["effect"] - rows["ci_low"], rows["ci_high"] - rows["effect"]], 0, None)
+        errors = _errors(rows, "effect")
         ax.errorbar(
             rows["effect"],
             np.arange(len(names)) + 0.18 * (i - 1),

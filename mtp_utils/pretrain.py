@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from . import blocks, corpora, paths
 from .backbones import file_digest
 from .blocks import CONTEXT, END
+from .records import write_json
 from .runtime import choose_device, choose_dtype
 from .specs import BLOCKED, SPECS, VOCABULARY, Spec, build, loss_of
 
@@ -142,7 +143,7 @@ def train(spec: Spec, rate: float, tokens: int, work: Path, every: int = 100) ->
         "final_slope_nats_per_1M_tokens": slope(curve),
         "validation": validation(parts, spec),
     }
-    write_text(summary, json.dumps(result, indent=1))
+    write_json(summary, result)
     return result
 
 
@@ -197,12 +198,6 @@ def slope(curve: list[float]) -> float:
     return round(float(np.polyfit(np.arange(len(tail)) * BATCH * CONTEXT / 1e6, tail, 1)[0]), 4)
 
 
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def sweep(width: int, work: Path) -> dict:
     """The rate with the lowest mean validation loss after SWEEP_TOKENS; three trials, and more while the best is at an edge."""
     tried = {2, 3, 4}
@@ -253,7 +248,7 @@ def export(spec: Spec, work: Path) -> None:
             p.name: file_digest(p) for p in sorted(folder.glob("*")) if p.suffix == ".safetensors" or p.name == "config.json"
         },
     }
-    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_json(folder / "card.json", card)
 
 
 def main() -> None:
