@@ -1,9 +1,8 @@
 """Documents as tokens: the training stream, and evaluation blocks with the positions that count."""
 
 import hashlib
+import io
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from . import corpora, paths
+from .records import write_atomic
 
 CONTEXT = 256
 MIN_CONTEXT = 32  # tokens before and including a scored position
@@ -68,10 +68,9 @@ def stream(corpus: str, split: str, tokenizer) -> np.ndarray:
         ids.append(end)
         ids.extend(one)
     array = np.array(ids, dtype=np.uint16)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:  # never a half-written array under its name
-        np.save(file, array, allow_pickle=False)
-    os.replace(file.name, path)
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
     return array
 
 

@@ -173,10 +173,13 @@ def c2_size(table: pd.DataFrame, seeds: tuple[int, ...]) -> Verdict:
 def criteria(scores: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
     """AUROC, within each corpus, of what is known before the label is seen, for a right arg-max at offset 2.
 
-    scores: the marginal's exact rows on data labels of one backbone. One row per corpus and criterion with its interval
-    (bootstrap over documents)."""
+    scores: the marginal's exact rows on data labels of one backbone, offsets 1 and 2. One row per corpus and criterion with
+    its interval (bootstrap over documents)."""
     rng = np.random.default_rng(0)
     rows = []
+    keys = ["corpus", "document", "position"]
+    ntp = scores.loc[scores.offset == 1, [*keys, "entropy"]].rename(columns={"entropy": "ntp_entropy"})
+    scores = scores[scores.offset == OFFSET].merge(ntp, on=keys, validate="one_to_one")
     for corpus, group in scores.groupby("corpus", sort=False):
         chosen = {
             "low H(m2)": -group["entropy"],

@@ -110,13 +110,10 @@ def label_table(backbone, blocks) -> pd.DataFrame:
 
 def marginal_table(backbone, blocks, labels: Labels, offset: int, estimator: dict) -> pd.DataFrame:
     """The marginal at one offset, scored against every label source in `labels`; estimator: arguments of
-    future_log_probs. Exact ones also give entropy, mutual_information, max_prob; all give ntp_entropy,
+    future_log_probs. With entropy and max_prob of the distribution (exact ones: H, and mutual_information beside it),
     captured_mass, certified, candidates."""
     exact = bool(estimator.get("exact")) and offset > 1
-    columns = {
-        name: []
-        for name in ("captured_mass", "certified", "candidates", "entropy", "mutual_information", "max_prob", "ntp_entropy")
-    }
+    columns = {name: [] for name in ("captured_mass", "certified", "candidates", "entropy", "mutual_information", "max_prob")}
     log_probs, seeds = [], seeds_of(f"offset {offset}", blocks)
     for part in parts_of(blocks, f"offset {offset} {backbone.name} {blocks.corpus}"):
         wanted = blocks.scored[part]
@@ -128,8 +125,6 @@ def marginal_table(backbone, blocks, labels: Labels, offset: int, estimator: dic
         columns["captured_mass"].append(found.captured_mass[wanted])
         columns["certified"].append(found.certified[wanted].float())
         columns["candidates"].append(found.num_candidates[wanted].float())
-        ntp = found if offset == 1 else future_log_probs(backbone.model, blocks.tokens[part], 1, exact=True, **call)
-        columns["ntp_entropy"].append(metrics.entropy(ntp.log_probs[wanted]))
         columns["entropy"].append(metrics.entropy(log_probs[-1]))
         columns["max_prob"].append(log_probs[-1].max(-1).values.exp())
         columns["mutual_information"].append(

@@ -1,83 +1,17 @@
-"""One function a figure: a table in, a matplotlib Figure out. Nothing here reads a model or writes a file.
-
-The same thing has the same colour and marker everywhere: NTP grey, the marginal black, controls, corpora and rungs one
-fixed hue each (Okabe-Ito, told apart without colour by marker and line style).
-"""
+"""One function a figure: a table in, a matplotlib Figure out, in the colours and markers of style.py. Nothing here reads
+a model or writes a file."""
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter
 
-STYLE = {  # name -> colour, marker, line style
-    "marginal": ("#000000", "o", "-"),
-    "ntp": ("#7f7f7f", "s", "-"),
-    "skip_trigram": ("#D55E00", "^", "--"),
-    "skip_bigram": ("#E69F00", "v", "-."),
-    "unigram": ("#999933", "x", ":"),
-    "greedy_path": ("#CC79A7", "P", ":"),
-    "gold": ("#B8860B", "*", "-"),
-    "translation": ("#0072B2", "o", "-"),
-    "code": ("#009E73", "s", "--"),
-    "prose": ("#D55E00", "^", "-."),
-    "data": ("#000000", "o", "-"),
-    "sampled": ("#0072B2", "D", "--"),
-    "greedy": ("#CC79A7", "P", ":"),
-}
-SIZES = ("#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b")
-LABEL = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "cross_entropy": "cross-entropy [nats/token]"}
-NAMES = {
-    "skip_trigram": "skip-trigram",
-    "skip_bigram": "skip-bigram",
-    "greedy_path": "greedy path",
-    "ntp": "NTP (offset 1)",
-    "gold": "true m2 (grammar)",
-}
-
-
-def _axes(n: int, width: float = 3.4, height: float = 3.2, **options):
-    sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False})
-    figure = Figure(figsize=(width * n, height), layout="constrained")
-    axes = figure.subplots(1, n, squeeze=False, **options)[0]
-    return figure, axes
-
-
-def _errors(rows: pd.DataFrame, column: str = "value") -> np.ndarray:
-    """(2, n) lengths of the intervals below and above the values, as matplotlib's error bars want them."""
-    return np.clip([rows[column] - rows["ci_low"], rows["ci_high"] - rows[column]], 0, None)
-
-
-def _line(ax, x, rows: pd.DataFrame, name: str, label: str | None = None, **options) -> None:
-    """Values with their intervals, in the fixed style of `name`."""
-    colour, marker, style = STYLE[name]
-    errors = _errors(rows)
-    ax.errorbar(
-        x,
-        rows["value"],
-        yerr=errors,
-        color=colour,
-        marker=marker,
-        linestyle=style,
-        markersize=5,
-        capsize=2,
-        label=label or NAMES.get(name, name),
-        **{"linewidth": 1.4, **options},
-    )
-
-
-def _log_params(ax, n_params) -> None:
-    ax.set_xscale("log")
-    ticks = sorted(set(n_params))
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xticklabels([f"{t / 1e6:.1f}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
-    ax.set_xlabel("parameters without embeddings")
+from .style import LABEL, NAMES, SIZES, STYLE, errors, line, log_params, new_axes
 
 
 def predicted_tokens(table: pd.DataFrame, title: str) -> Figure:
     """Arg-max of the marginal by position and offset with its probability. table: position, offset, token, prob, right, after."""
-    figure, (ax,) = _axes(1, width=min(13, 1.5 + 0.95 * table["position"].nunique()), height=3.2)
+    figure, (ax,) = new_axes(1, width=min(13, 1.5 + 0.95 * table["position"].nunique()), height=3.2)
     grid = table.pivot(index="offset", columns="position", values="prob")
     sns.heatmap(grid, ax=ax, cmap="Blues", vmin=0, vmax=1, linewidths=1, cbar_kws={"label": "probability of the arg-max"})
     for row in table.itertuples():
@@ -97,39 +31,14 @@ def predicted_tokens(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def loss_by_size(summary: pd.DataFrame, title: str, ylabel: str = LABEL["cross_entropy"]) -> Figure:
-    """Rungs' cross-entropy against size, one panel a corpus, extra seeds as open markers. summary: n_params, seed, corpus, ..."""
-    corpora = list(dict.fromkeys(summary["corpus"]))
-    figure, axes = _axes(len(corpora))
-    for ax, corpus in zip(axes, corpora, strict=True):
-        rows = summary[summary.corpus == corpus]
-        main = rows[rows.seed == 0].sort_values("n_params")
-        _line(ax, main["n_params"], main, corpus, "first seed, 95 % interval")
-        extra = rows[rows.seed != 0]
-        ax.scatter(
-            extra["n_params"],
-            extra["value"],
-            facecolors="none",
-            edgecolors=STYLE[corpus][0],
-            s=50,
-            zorder=3,
-            label="other training seeds",
-        )
-        _log_params(ax, main["n_params"])
-        ax.set(title=corpus, ylabel=ylabel if ax is axes[0] else "")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
-    return figure
-
-
 def by_offset(summary: pd.DataFrame, metric: str, title: str, hue: str = "predictor") -> Figure:
     """A metric against the offset, one panel a corpus, one line per value of `hue` (in STYLE)."""
     corpora = list(dict.fromkeys(summary["corpus"]))
-    figure, axes = _axes(len(corpora))
+    figure, axes = new_axes(len(corpora))
     for ax, corpus in zip(axes, corpora, strict=True):
         for i, name in enumerate(dict.fromkeys(summary[hue])):
             rows = summary[(summary.corpus == corpus) & (summary[hue] == name) & (summary.metric == metric)].sort_values("offset")
-            _line(ax, rows["offset"] + 0.04 * (i - 1), rows, name)
+            line(ax, rows["offset"] + 0.04 * (i - 1), rows, name)
         ax.set(
             title=corpus,
             xlabel="offset k (1 = next token)",
@@ -150,11 +59,11 @@ def truncation(summary: pd.DataFrame, title: str) -> Figure:
         "same_argmax": "arg-max equal to the exact one",
         "total_variation": "total variation of S/M from m2",
     }
-    figure, axes = _axes(len(metrics), width=3.2)
+    figure, axes = new_axes(len(metrics), width=3.2)
     for ax, (metric, label) in zip(axes, metrics.items(), strict=True):
         for corpus in dict.fromkeys(summary["corpus"]):
             rows = summary[(summary.corpus == corpus) & (summary.metric == metric)].sort_values("k")
-            _line(ax, rows["k"], rows, corpus)
+            line(ax, rows["k"], rows, corpus)
         ax.set_xscale("log", base=2)
         ax.set(xlabel="candidates k", title=label, ylim=(0, None))
     axes[0].legend(fontsize=8)
@@ -170,7 +79,7 @@ def bias(summary: pd.DataFrame, title: str) -> Figure:
         "mutual_information_bias": "bias of I(x1;x2|x) [nats]",
     }
     names = list(dict.fromkeys(summary["estimator"]))
-    figure, axes = _axes(len(panels), width=3.6, height=0.8 + 0.42 * len(names), sharey=True)
+    figure, axes = new_axes(len(panels), width=3.6, height=0.8 + 0.42 * len(names), sharey=True)
     for ax, (metric, label) in zip(axes, panels.items(), strict=True):
         for i, corpus in enumerate(dict.fromkeys(summary["corpus"])):
             rows = summary[(summary.corpus == corpus) & (summary.metric == metric)].set_index("estimator").reindex(names)
@@ -178,7 +87,7 @@ def bias(summary: pd.DataFrame, title: str) -> Figure:
             ax.errorbar(
                 rows["value"],
                 y,
-                xerr=_errors(rows),
+                xerr=errors(rows),
                 color=STYLE[corpus][0],
                 marker=STYLE[corpus][1],
                 linestyle="none",
@@ -194,17 +103,21 @@ def bias(summary: pd.DataFrame, title: str) -> Figure:
 
 
 def size(summary: pd.DataFrame, metric: str, title: str) -> Figure:
-    """Offset 1 and offset 2 against size, a panel a corpus; other seeds open. summary: offset, seed, n_params, corpus, metric."""
+    """Offsets 1 and 2 (those there are) against size, a panel a corpus; other seeds open.
+
+    summary: offset, seed, n_params, corpus, metric, value, ..."""
     corpora = list(dict.fromkeys(summary["corpus"]))
-    figure, axes = _axes(len(corpora), sharey=True)
+    figure, axes = new_axes(len(corpora), sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
         for offset, name, label in ((2, "marginal", "marginal, offset 2"), (1, "ntp", "NTP, offset 1")):
+            if offset not in set(summary["offset"]):
+                continue
             rows = summary[(summary.corpus == corpus) & (summary.offset == offset) & (summary.metric == metric)]
             main = rows[rows.seed == 0].sort_values("n_params")
-            _line(ax, main["n_params"], main, name, label)
+            line(ax, main["n_params"], main, name, label)
             extra = rows[rows.seed != 0]
             ax.scatter(extra["n_params"], extra["value"], facecolors="none", edgecolors=STYLE[name][0], s=45, zorder=3)
-        _log_params(ax, summary["n_params"])
+        log_params(ax, summary["n_params"])
         ax.set(title=corpus, ylabel=LABEL[metric] if ax is axes[0] else "")
     axes[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=12)
@@ -213,7 +126,7 @@ def size(summary: pd.DataFrame, metric: str, title: str) -> Figure:
 
 def offset_two_against_one(summary: pd.DataFrame, title: str) -> Figure:
     """Top-1 at offset 2 against top-1 at offset 1, a point a backbone, a line a corpus."""
-    figure, (ax,) = _axes(1, width=5.2, height=4.2)
+    figure, (ax,) = new_axes(1, width=5.2, height=4.2)
     table = summary[summary.metric == "top1"].pivot_table(index=["corpus", "n_params", "seed"], columns="offset", values="value")
     for corpus in dict.fromkeys(summary["corpus"]):
         rows = table.loc[corpus].sort_index()
@@ -233,7 +146,7 @@ def grouped(summary: pd.DataFrame, column: str, metric: str, title: str, xlabel:
     """A metric by a category (token class, context length), a panel a corpus, a hue per rung from light to dark."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     categories = list(dict.fromkeys(summary[column]))
-    figure, axes = _axes(len(corpora), width=4.2, height=3.8, sharey=True)
+    figure, axes = new_axes(len(corpora), width=4.2, height=3.8, sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
         rungs = list(dict.fromkeys(summary["backbone"]))
         for i, rung in enumerate(rungs):
@@ -243,7 +156,7 @@ def grouped(summary: pd.DataFrame, column: str, metric: str, title: str, xlabel:
             ax.errorbar(
                 x,
                 rows["value"],
-                yerr=_errors(rows),
+                yerr=errors(rows),
                 color=SIZES[-len(rungs) :][i],
                 marker="os^Dv"[i],
                 linestyle="none",
@@ -259,17 +172,16 @@ def grouped(summary: pd.DataFrame, column: str, metric: str, title: str, xlabel:
 
 def dose_response(summary: pd.DataFrame, title: str) -> Figure:
     """Cross-entropy and top-1 at offset 2 against the rate of free choice: rungs from light to dark, the true m2 as gold line."""
-    figure, axes = _axes(2, width=4.4, height=3.8)
+    figure, axes = new_axes(2, width=4.4, height=3.8)
     for ax, metric in zip(axes, ("cross_entropy", "top1"), strict=True):
         rungs = [b for b in dict.fromkeys(summary["backbone"]) if b != "grammar"]
         for i, rung in enumerate([*rungs, "grammar"]):
             rows = summary[(summary.backbone == rung) & (summary.metric == metric)].sort_values("rate")
             gold = rung == "grammar"
-            errors = _errors(rows)
             ax.errorbar(
                 rows["rate"],
                 rows["value"],
-                yerr=errors,
+                yerr=errors(rows),
                 color=STYLE["gold"][0] if gold else SIZES[-len(rungs) :][i],
                 marker="*" if gold else "os^Dv"[i],
                 markersize=10 if gold else 5,
@@ -286,14 +198,13 @@ def dose_response(summary: pd.DataFrame, title: str) -> Figure:
 def auroc(table: pd.DataFrame, threshold: float, title: str) -> Figure:
     """AUROC of each criterion for a right arg-max at offset 2, a marker per corpus; chance and the claim's threshold drawn."""
     names = list(dict.fromkeys(table["criterion"]))
-    figure, (ax,) = _axes(1, width=6.2, height=3.4)
+    figure, (ax,) = new_axes(1, width=6.2, height=3.4)
     for i, corpus in enumerate(dict.fromkeys(table["corpus"])):
         rows = table[table.corpus == corpus].set_index("criterion").reindex(names)
-        errors = _errors(rows, "effect")
         ax.errorbar(
             rows["effect"],
             np.arange(len(names)) + 0.18 * (i - 1),
-            xerr=errors,
+            xerr=errors(rows, "effect"),
             color=STYLE[corpus][0],
             marker=STYLE[corpus][1],
             linestyle="none",

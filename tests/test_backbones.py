@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtp_utils import backbones, paths, pretrain
+from mtp_utils import backbones, loop, paths, pretrain, specs
 from mtp_utils.backbones import available_backbones, load_backbone
 
 
@@ -107,50 +107,71 @@ def test_the_ladder_is_at_most_24_MB():
 @pytest.mark.parametrize("objective", ["ntp", "mtp", "offset2"])
 def test_pretraining_resumes_to_the_bit(tmp_path, monkeypatch, objective):
     monkeypatch.setattr(
-        pretrain,
+        loop,
         "sequences",
-        lambda n, seed, tokenizer: np.random.default_rng(seed).integers(1, 1024, (n, pretrain.CONTEXT)).astype(np.uint16),
+        lambda n, seed, tokenizer: np.random.default_rng(seed).integers(1, 1024, (n, loop.CONTEXT)).astype(np.uint16),
     )
-    monkeypatch.setattr(pretrain, "validation", lambda parts, spec: {"code": 0.0})
-    monkeypatch.setattr(pretrain, "BATCH", 2)
-    spec = pretrain.Spec("w16", 16, objective=objective)
-    tokens = 6 * 2 * pretrain.CONTEXT
+    monkeypatch.setattr(loop, "validation", lambda parts, spec: {"code": 0.0})
+    monkeypatch.setattr(loop, "BATCH", 2)
+    spec = specs.Spec("w16", 16, objective=objective)
+    tokens = 6 * 2 * loop.CONTEXT
     torch.set_num_threads(1)
-    pretrain.train(spec, 1e-3, tokens, tmp_path / "whole", every=3)
+    loop.train(spec, 1e-3, tokens, tmp_path / "whole", every=3)
 
     class Stop(Exception):
         pass
 
-    real = pretrain.checkpoint
+    real = loop.checkpoint
 
     def stop_after(*arguments):
         real(*arguments)
         raise Stop
 
-    monkeypatch.setattr(pretrain, "checkpoint", stop_after)
+    monkeypatch.setattr(loop, "checkpoint", stop_after)
     with pytest.raises(Stop):
-        pretrain.train(spec, 1e-3, tokens, tmp_path / "halves", every=3)
-    monkeypatch.setattr(pretrain, "checkpoint", real)
-    pretrain.train(spec, 1e-3, tokens, tmp_path / "halves", every=3)
+        loop.train(spec, 1e-3, tokens, tmp_path / "halves", every=3)
+    monkeypatch.setattr(loop, "checkpoint", real)
+    loop.train(spec, 1e-3, tokens, tmp_path / "halves", every=3)
     whole, halves = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("whole", "halves"))
     assert whole.keys() == halves.keys() and all(torch.equal(whole[k], halves[k]) for k in whole)
     curves = [json.loads((tmp_path / n / "summary.json").read_text())["loss_curve"] for n in ("whole", "halves")]
     assert curves[0] == curves[1]
+    with pytest.raises(ValueError, match="holds a run with {'rate': 0.001}"):
+        loop.train(spec, 2e-3, tokens, tmp_path / "whole")
+
+
+def test_a_sweep_keeps_its_trials_and_widens_while_the_best_is_at_an_edge(tmp_path, monkeypatch):
+    asked = []
+
+    def fake(spec, rate, tokens, work):
+        asked.append(rate)
+        return {"validation": {"code": abs(np.log2(rate / 1e-3))}}
+
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    (tmp_path / "corpora.json").write_text("{}")
+    monkeypatch.setattr(paths, "LADDER", tmp_path)
+    monkeypatch.setattr(pretrain, "train", fake)
+    assert pretrain.sweep(16, tmp_path) == 1e-3
+    assert asked == [2e-3, 4e-3, 8e-3, 1e-3, 5e-4]
+    assert pretrain.sweep(16, tmp_path) == 1e-3 and len(asked) == 5
+    (tmp_path / "corpora.json").write_text("[]")  # other texts: the trials do not count any more
+    assert pretrain.trials(16) == {}
 
 
 def test_the_twins_objectives_ask_for_other_offsets():
     torch.manual_seed(0)
     ids = torch.randint(1, 1024, (2, 32))
-    parts = pretrain.build(pretrain.Spec("x", 16, objective="mtp"))
+    parts = specs.build(specs.Spec("x", 16, objective="mtp"))
     hidden = parts["model"].base_model(ids).last_hidden_state
     logits = parts["model"].get_output_embeddings()(hidden)  # the heads start as the LM head
     by_hand = [torch.nn.functional.cross_entropy(logits[:, :-k].flatten(0, 1), ids[:, k:].flatten()) for k in (1, 2, 3, 4)]
-    assert torch.allclose(pretrain.loss_of(parts, ids, "ntp"), by_hand[0])
-    assert torch.allclose(pretrain.loss_of(parts, ids, "offset2"), by_hand[1])
+    assert torch.allclose(specs.loss_of(parts, ids, "ntp"), by_hand[0])
+    assert torch.allclose(specs.loss_of(parts, ids, "offset2"), by_hand[1])
     biases = [b.bias for b in parts["heads"].blocks]
     for bias in biases:
         torch.nn.init.zeros_(bias)
-    assert torch.allclose(pretrain.loss_of(parts, ids, "mtp"), torch.stack(by_hand).mean())
+    assert torch.allclose(specs.loss_of(parts, ids, "mtp"), torch.stack(by_hand).mean())
 
 
 def test_the_hub_is_asked_for_safetensors_only_and_no_remote_code(monkeypatch):
@@ -169,9 +190,9 @@ def test_the_hub_is_asked_for_safetensors_only_and_no_remote_code(monkeypatch):
 
 def test_blocked_attention_is_plain_causal_attention():
     torch.manual_seed(0)
-    model = pretrain.build(pretrain.Spec("x", 16))["model"].double()
+    model = specs.build(specs.Spec("x", 16))["model"].double()
     ids = torch.randint(1, 1024, (2, 200))
     model.set_attn_implementation("sdpa")
     plain = model(ids).logits
-    model.set_attn_implementation(pretrain.BLOCKED)
+    model.set_attn_implementation(specs.BLOCKED)
     assert torch.allclose(model(ids).logits, plain, atol=1e-10)

@@ -1,0 +1,74 @@
+"""What all figures share: colours, markers, names, axes, intervals.
+
+The same thing has the same colour and marker everywhere: NTP grey, the marginal black, controls, corpora and rungs one
+fixed hue each (Okabe-Ito, told apart without colour by marker and line style).
+"""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter
+
+STYLE = {  # name -> colour, marker, line style
+    "marginal": ("#000000", "o", "-"),
+    "ntp": ("#7f7f7f", "s", "-"),
+    "skip_trigram": ("#D55E00", "^", "--"),
+    "skip_bigram": ("#E69F00", "v", "-."),
+    "unigram": ("#999933", "x", ":"),
+    "greedy_path": ("#CC79A7", "P", ":"),
+    "gold": ("#B8860B", "*", "-"),
+    "translation": ("#0072B2", "o", "-"),
+    "code": ("#009E73", "s", "--"),
+    "prose": ("#D55E00", "^", "-."),
+    "data": ("#000000", "o", "-"),
+    "sampled": ("#0072B2", "D", "--"),
+    "greedy": ("#CC79A7", "P", ":"),
+}
+SIZES = ("#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b")
+LABEL = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "cross_entropy": "cross-entropy [nats/token]"}
+NAMES = {
+    "skip_trigram": "skip-trigram",
+    "skip_bigram": "skip-bigram",
+    "greedy_path": "greedy path",
+    "ntp": "NTP (offset 1)",
+    "gold": "true m2 (grammar)",
+}
+
+
+def new_axes(n: int, width: float = 3.4, height: float = 3.2, **options):
+    sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False})
+    figure = Figure(figsize=(width * n, height), layout="constrained")
+    axes = figure.subplots(1, n, squeeze=False, **options)[0]
+    return figure, axes
+
+
+def errors(rows: pd.DataFrame, column: str = "value") -> np.ndarray:
+    """(2, n) lengths of the intervals below and above the values, as matplotlib's error bars want them."""
+    return np.clip([rows[column] - rows["ci_low"], rows["ci_high"] - rows[column]], 0, None)
+
+
+def line(ax, x, rows: pd.DataFrame, name: str, label: str | None = None, **options) -> None:
+    """Values with their intervals, in the fixed style of `name`."""
+    colour, marker, style = STYLE[name]
+    ax.errorbar(
+        x,
+        rows["value"],
+        yerr=errors(rows),
+        color=colour,
+        marker=marker,
+        linestyle=style,
+        markersize=5,
+        capsize=2,
+        label=label or NAMES.get(name, name),
+        **{"linewidth": 1.4, **options},
+    )
+
+
+def log_params(ax, n_params) -> None:
+    ax.set_xscale("log")
+    ticks = sorted(set(n_params))
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xticklabels([f"{t / 1e6:.1f}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
+    ax.set_xlabel("parameters without embeddings")
