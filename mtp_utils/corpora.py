@@ -13,6 +13,7 @@ import inspect
 import json
 import random
 import re
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -158,10 +159,20 @@ def _from_packages(split: str) -> dict[str, list[Document]]:
     return found
 
 
+def _statements(tree: ast.AST):
+    """The nodes of a module that may hold statements, in the order of `ast.walk`, which would visit every name as well."""
+    waiting = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+            waiting.extend(getattr(node, field, ()))
+
+
 def docstrings(tree: ast.AST) -> list[str]:
     """The docstrings of a module in order, without the paragraphs that hold a doctest."""
     texts = []
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             doc = ast.get_docstring(node, clean=False)
             if doc:
@@ -173,7 +184,7 @@ def docstrings(tree: ast.AST) -> list[str]:
 def strip_source(source: str, tree: ast.AST) -> str:
     """Python source without docstrings (`...` where nothing else is left) and comments, blank runs squeezed."""
     lines = source.split("\n")
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         body = getattr(node, "body", None)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and body and _is_doc(body[0]):
             first, last, column = body[0].lineno - 1, body[0].end_lineno - 1, body[0].col_offset

@@ -10,47 +10,55 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import metrics, offsets
-from .controls import control_table, greedy_path_table
+from . import controls, metrics, offsets
 from .marginal import future_log_probs, future_tokens
 from .scoring import Labels, Tokenizer, estimator_name, parts_of, positions_of, score, seeds_of
 
+DRAWN = ("sampled", "greedy")  # label sources beyond the data's own
 # How the marginal is computed at each offset, wherever it is scored. Offsets 3 and 4 have no exact reference at this
 # vocabulary: hybrid, with captured_mass in the table and the bias measured at offset 2.
 ESTIMATORS = {1: {"exact": True}, 2: {"exact": True}, 3: {"top_k": 8, "samples": 64}, 4: {"top_k": 4, "samples": 64}}
 
 
-def collect(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> pd.DataFrame:
-    """Every score of one backbone on one corpus, from stored tables where they exist: marginal, controls, greedy path."""
-    name = f"{backbone.name.replace('/', '-')}_{blocks.corpus}"
-    modules = [sys.modules[__name__]]
-    labels = Labels(run.measure(f"01_labels_{name}", label_table, modules=modules, backbone=backbone, blocks=blocks))
+def stem_of(backbone, blocks) -> str:
+    return f"{backbone.name.replace('/', '-')}_{blocks.corpus}"
+
+
+def stored_labels(run, backbone, blocks) -> Labels:
+    """The labels of one backbone on one corpus: all sources for the profile's last rungs, the data's own for the others."""
+    stem = f"01_labels_{stem_of(backbone, blocks)}"
+    drawn = DRAWN if backbone.name in run.profile.last_rungs else ()
+    return Labels(run.measure(stem, label_table, modules=[sys.modules[__name__]], backbone=backbone, blocks=blocks, drawn=drawn))
+
+
+def marginal_scores(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> pd.DataFrame:
+    """The marginal's scores of one backbone on one corpus at these offsets, from stored tables where they exist."""
+    labels = stored_labels(run, backbone, blocks)
     frames = [
         run.measure(
-            f"01_controls_{name}",
-            control_table,
-            modules=modules,
-            tokenizer=Tokenizer(backbone.tokenizer),
+            f"01_marginal{offset}_{stem_of(backbone, blocks)}",
+            marginal_table,
+            modules=[sys.modules[__name__]],
+            backbone=backbone,
             blocks=blocks,
             labels=labels,
-            name=backbone.name,
-            split=run.profile.control_split,
-        ),
-        run.measure(f"01_greedy_path_{name}", greedy_path_table, modules=modules, labels=labels, name=backbone.name),
-    ]
-    for offset in offsets_wanted:
-        frames.append(
-            run.measure(
-                f"01_marginal{offset}_{name}",
-                marginal_table,
-                modules=modules,
-                backbone=backbone,
-                blocks=blocks,
-                labels=labels,
-                offset=offset,
-                estimator=ESTIMATORS[offset],
-            )
+            offset=offset,
+            estimator=ESTIMATORS[offset],
         )
+        for offset in offsets_wanted
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def control_scores(run, backbone, blocks) -> pd.DataFrame:
+    """The scores of the counting controls and of the greedy path on one backbone's labels, from stored tables."""
+    labels, stem = stored_labels(run, backbone, blocks), stem_of(backbone, blocks)
+    common = {"modules": [controls], "labels": labels, "name": backbone.name}
+    counted = {"tokenizer": Tokenizer(backbone.tokenizer), "blocks": blocks, "split": run.profile.control_split}
+    frames = [
+        run.measure(f"01_controls_{stem}", controls.control_table, **common, **counted),
+        run.measure(f"01_greedy_path_{stem}", controls.greedy_path_table, **common),
+    ]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -71,16 +79,16 @@ def ntp_table(backbone, blocks) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "cross_entropy", "n_tokens"])
 
 
-def label_table(backbone, blocks) -> pd.DataFrame:
+def label_table(backbone, blocks, drawn: tuple[str, ...] = DRAWN) -> pd.DataFrame:
     """The token at each offset by label source: the document's own, drawn from the backbone, its greedy continuation.
 
     Drawn once, seeded per document and position; stored, so that every later measurement scores the same labels.
     """
     frames = []
     keys = positions_of(blocks)
-    drawn = {"sampled": [], "greedy": []}
+    drawn = {source: [] for source in drawn}
     seeds = seeds_of("labels", blocks)
-    for part in parts_of(blocks, f"labels {backbone.name} {blocks.corpus}"):
+    for part in parts_of(blocks, f"labels {backbone.name} {blocks.corpus}") if drawn else ():
         for source in drawn:
             tokens = future_tokens(
                 backbone.model,

@@ -29,6 +29,11 @@ class Profile:
     control_split: str = "pretrain"
     needs_hub: bool = False
 
+    @property
+    def last_rungs(self) -> tuple[str, ...]:
+        """The three largest backbones: measured on all label sources, and layer by layer."""
+        return self.backbones[-3:]
+
 
 # The default profile holds what the verdicts need: 240 documents per corpus (the protocol asks for at least 200), few
 # positions of each because the document is the unit of the intervals.
