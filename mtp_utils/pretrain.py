@@ -4,7 +4,8 @@
     python -m mtp_utils.pretrain run w128 --tokens 1000000   # one model
 
 Every model sees the same tokens in the same order (extra seeds: another order and initialisation). The list of texts, the
-tokenizer and the sweeps' results are kept in `mtp_utils/ladder/` and used where they are there: remove them to begin anew.
+tokenizer, the sweeps' results and each finished model are kept in `mtp_utils/ladder/`, and what is there is not made again:
+a run goes on where it stopped, on another machine too. Remove that folder to begin anew.
 """
 
 import argparse
@@ -69,29 +70,35 @@ def sweep(width: int, work: Path) -> float:
         wanted |= edge
 
 
-def swept() -> dict:
-    """ladder/sweeps.json, if it is of this tokenizer, these texts and this budget; else one without trials."""
-    path = paths.LADDER / "sweeps.json"
-    setting = {
-        "tokens": SWEEP_TOKENS,
-        "batch": BATCH,
-        "tokenizer": file_digest(paths.LADDER / "tokenizer" / "tokenizer.json"),
-        "corpora": file_digest(paths.LADDER / "corpora.json"),
-    }
+def inputs() -> dict[str, str]:
+    """sha256 of what every model is trained on: the tokenizer, and the list of texts with their digests."""
+    files = {"tokenizer": paths.LADDER / "tokenizer" / "tokenizer.json", "corpora": paths.LADDER / "corpora.json"}
+    return {name: file_digest(path) for name, path in files.items()}
+
+
+def swept(width: int) -> dict:
+    """The sweep kept in ladder/w<width>/sweep.json, if it is of these inputs and this budget; else one without trials."""
+    path, setting = paths.LADDER / f"w{width}" / "sweep.json", {"tokens": SWEEP_TOKENS, "batch": BATCH, **inputs()}
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    same = all(found.get(name) == value for name, value in setting.items())
-    return found if same else setting | {"validation": {}}
+    return found if all(found.get(k) == v for k, v in setting.items()) else setting | {"validation": {}}
 
 
 def trials(width: int) -> dict[float, float]:
     """rate -> mean validation loss [nats/token] of one rung's trials."""
-    return {float(rate): loss for rate, loss in swept()["validation"].get(f"w{width}", {}).items()}
+    return {float(rate): loss for rate, loss in swept(width)["validation"].items()}
 
 
 def record(width: int, rate: float, loss: float) -> None:
-    found = swept()
-    found["validation"].setdefault(f"w{width}", {})[f"{rate:g}"] = round(loss, 4)
-    write_json(paths.LADDER / "sweeps.json", found)
+    found = swept(width)
+    found["validation"][f"{rate:g}"] = round(loss, 4)
+    write_json(paths.LADDER / f"w{width}" / "sweep.json", found)
+
+
+def finished(spec: Spec, rate: float, tokens: int) -> bool:
+    """Whether the ladder already holds this model, trained at this rate on these inputs and as many tokens."""
+    path = paths.LADDER / spec.name / "card.json"
+    card = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return card.get("inputs") == inputs() and card["rate"] == rate and card["tokens"] == tokens
 
 
 def export(spec: Spec, work: Path) -> None:
@@ -113,6 +120,7 @@ def export(spec: Spec, work: Path) -> None:
         "tokens_per_parameter": round(summary["tokens"] / n_params, 1),
         "context": CONTEXT,
         "data": "mtp_utils/ladder/corpora.json, split pretrain, the three corpora in turn",
+        "inputs": inputs(),
         "sweep": trials(spec.width),
         "command": "python -m mtp_utils.pretrain all",
         "versions": {"torch": torch.__version__.split("+")[0]},
@@ -143,11 +151,15 @@ def main() -> None:
         print(json.dumps({k: v for k, v in corpora.freeze().items() if k in ("remaining_overlap", "packages")}))
     if a.what in ("tokenizer", "all") and not (a.what == "all" and (paths.LADDER / "tokenizer").exists()):
         train_tokenizer()
+    tokens = -(-a.tokens // (BATCH * CONTEXT)) * BATCH * CONTEXT
     for spec in chosen:
         if a.what in ("sweep", "run", "all"):
             rate = a.rate or sweep(spec.width, a.work)
+        if a.what == "all" and finished(spec, rate, tokens):
+            print(f"{spec.name} is in {paths.LADDER / spec.name}: not trained again")
+            continue
         if a.what in ("run", "all"):
-            train(spec, rate, -(-a.tokens // (BATCH * CONTEXT)) * BATCH * CONTEXT, a.work / "runs" / spec.name)
+            train(spec, rate, tokens, a.work / "runs" / spec.name)
         if a.what in ("export", "all"):
             export(spec, a.work)
 

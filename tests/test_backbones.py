@@ -150,6 +150,7 @@ def test_a_sweep_keeps_its_trials_and_widens_while_the_best_is_at_an_edge(tmp_pa
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     (tmp_path / "corpora.json").write_text("{}")
+    (tmp_path / "w16").mkdir()
     monkeypatch.setattr(paths, "LADDER", tmp_path)
     monkeypatch.setattr(pretrain, "train", fake)
     assert pretrain.sweep(16, tmp_path) == 1e-3
@@ -157,6 +158,17 @@ def test_a_sweep_keeps_its_trials_and_widens_while_the_best_is_at_an_edge(tmp_pa
     assert pretrain.sweep(16, tmp_path) == 1e-3 and len(asked) == 5
     (tmp_path / "corpora.json").write_text("[]")  # other texts: the trials do not count any more
     assert pretrain.trials(16) == {}
+
+
+def test_a_model_that_the_ladder_holds_is_not_trained_again_unless_its_inputs_changed(monkeypatch):
+    card = json.loads((paths.LADDER / "w16" / "card.json").read_text())
+    monkeypatch.setattr(pretrain, "inputs", lambda: card.get("inputs"))
+    asked = pretrain.SPECS["w16"], card["rate"], card["tokens"]
+    assert pretrain.finished(*asked)
+    assert not pretrain.finished(*asked[:2], card["tokens"] + 4096)
+    assert not pretrain.finished(pretrain.SPECS["w16"], card["rate"] * 2, card["tokens"])
+    monkeypatch.setattr(pretrain, "inputs", lambda: {"tokenizer": "another"})
+    assert not pretrain.finished(*asked)
 
 
 def test_the_twins_objectives_ask_for_other_offsets():
