@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import paths
+from .runtime import choose_device
 
 PREFIX = "ladder/"
 
@@ -35,11 +36,11 @@ def available_backbones() -> list[str]:
 
 
 def load_backbone(
-    name: str, revision: str | None = None, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    name: str, revision: str | None = None, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Backbone:
     """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (with its revision).
 
-    Safetensors only, no remote code, always an explicit dtype. Raises ValueError that names what was asked, what is
+    On the accelerator if there is one, unless `device` says otherwise. Safetensors only, no remote code, always an explicit dtype. Raises ValueError that names what was asked, what is
     available and what to do: an unknown rung, a changed file, a directory without a model, no network.
     """
     if name.startswith(PREFIX):
@@ -56,7 +57,7 @@ def load_backbone(
         )
     except (OSError, ValueError) as error:
         raise ValueError(_explain(name, revision, source, error)) from error
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.to(device or choose_device()[0]).eval().requires_grad_(False)
     total = sum(p.numel() for p in model.parameters())
     embeddings = {
         id(p): p.numel()

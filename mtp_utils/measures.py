@@ -67,7 +67,8 @@ def ntp_table(backbone, blocks) -> pd.DataFrame:
     rows = []
     for part in parts_of(blocks, f"next-token loss {backbone.name} {blocks.corpus}"):
         with torch.no_grad():
-            logits = backbone.model(blocks.tokens[part], attention_mask=blocks.mask[part].long()).logits
+            inputs = {"input_ids": blocks.tokens[part], "attention_mask": blocks.mask[part].long()}
+            logits = backbone.model(**{name: x.to(backbone.model.device) for name, x in inputs.items()}).logits.cpu()
         logits, labels = offsets.predictions_at(logits, 1), offsets.labels_at(blocks.tokens[part], 1)
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
         keep = offsets.labels_at(blocks.mask[part], 1)

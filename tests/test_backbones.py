@@ -22,7 +22,7 @@ def test_rungs_come_first_and_all_load():
 
 
 def test_a_backbone_is_frozen_float32_and_counts_its_parameters():
-    b = load_backbone("ladder/w16")
+    b = load_backbone("ladder/w16", device="cpu")
     assert b.model.dtype == torch.float32 and not b.model.training
     assert not any(p.requires_grad for p in b.model.parameters())
     inside = sum(p.numel() for n, p in b.model.named_parameters() if not re.search("embed_in|embed_out|lm_head", n))
@@ -31,10 +31,10 @@ def test_a_backbone_is_frozen_float32_and_counts_its_parameters():
 
 
 def test_a_saved_model_loads_from_its_directory(tmp_path):
-    b = load_backbone("ladder/w16")
+    b = load_backbone("ladder/w16", device="cpu")
     b.model.save_pretrained(tmp_path / "my model é")
     b.tokenizer.save_pretrained(tmp_path / "my model é")
-    again = load_backbone(str(tmp_path / "my model é"))
+    again = load_backbone(str(tmp_path / "my model é"), device="cpu")
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(again.model(ids).logits, b.model(ids).logits) and again.n_params == b.n_params
 
@@ -71,7 +71,7 @@ def test_a_directory_without_a_model_says_what_it_must_hold(tmp_path):
 
 
 def test_pickled_weights_are_not_loaded(tmp_path):
-    b = load_backbone("ladder/w16")
+    b = load_backbone("ladder/w16", device="cpu")
     b.model.config.save_pretrained(tmp_path)
     b.tokenizer.save_pretrained(tmp_path)
     torch.save(b.model.state_dict(), tmp_path / "pytorch_model.bin")

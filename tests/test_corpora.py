@@ -13,7 +13,7 @@ from mtp_utils.offsets import labels_of
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_backbone("ladder/w16").tokenizer
+    return load_backbone("ladder/w16", device="cpu").tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from mtp_utils.offsets import labels_of
 
 @pytest.fixture(scope="module")
 def backbone():
-    return load_backbone("ladder/w16")
+    return load_backbone("ladder/w16", device="cpu")
 
 
 @pytest.fixture(scope="module")
