@@ -40,8 +40,9 @@ def load_backbone(
 ) -> Backbone:
     """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (with its revision).
 
-    On the accelerator if there is one, unless `device` says otherwise. Safetensors only, no remote code, always an explicit dtype. Raises ValueError that names what was asked, what is
-    available and what to do: an unknown rung, a changed file, a directory without a model, no network.
+    On the accelerator if there is one, unless `device` says otherwise. Safetensors only, no remote code, always an explicit
+    dtype. Raises ValueError that names what was asked, what is available and what to do: an unknown rung, a changed file,
+    a directory without a model, no network.
     """
     if name.startswith(PREFIX):
         folder, source = _ladder_folder(name), "ladder"
