@@ -73,7 +73,7 @@ class Sums:
 
 
 def entropy_of(p):
-    """H of each row of p (m, V), nats; [measured] a quarter of the time of torch.special.entr, which is not vectorised."""
+    """H of p over its last dimension, nats; [measured] a quarter of the time of torch.special.entr, which is not vectorised."""
     return p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(p).sum(-1).neg_()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mtp_utils.expansion import Sums, accumulate, by_mass, by_top_k, children
+from mtp_utils.expansion import Sums, accumulate, by_mass, by_top_k, children, entropy_of
 from mtp_utils.reference import Reference, engine_for
 from mtp_utils.rows import Rows, require, undisturbed
 from mtp_utils.sampling import by_samples, inverse_cdf, uniforms
@@ -39,7 +39,7 @@ class FutureLogProbs:
     @property
     def entropy(self):
         """H(m_k) (batch, seq), nats, of log_probs as they are: exact with exact=True, else biased."""
-        return torch.stack([torch.special.entr(row.exp()).sum(-1) for row in self.log_probs])
+        return torch.stack([entropy_of(row.exp()) for row in self.log_probs])
 
     @property
     def mutual_information(self):

@@ -21,6 +21,7 @@ ESTIMATORS = {1: {"exact": True}, 2: {"exact": True}, 3: {"top_k": 8, "samples":
 
 
 def stem_of(backbone, blocks) -> str:
+    """How the tables of one backbone on one corpus are called."""
     return f"{backbone.name.replace('/', '-')}_{blocks.corpus}"
 
 

@@ -7,6 +7,8 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from .expansion import entropy_of
+
 RESAMPLES = 2000
 
 
@@ -21,7 +23,7 @@ def scores(log_probs: torch.Tensor, labels: torch.Tensor) -> dict[str, np.ndarra
 
 def entropy(log_probs: torch.Tensor) -> torch.Tensor:
     """H(p) = - sum p log p in nats over the last dimension; zero-probability tokens add nothing. Normalise first."""
-    return torch.special.entr(log_probs.exp()).sum(-1)
+    return entropy_of(log_probs.exp())
 
 
 def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
