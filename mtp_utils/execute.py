@@ -1,6 +1,7 @@
 """Executes one notebook with papermill, shows where it is, and believes it only if its last cell says so."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -8,10 +9,13 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import paths
 from .profiles import Profile
+
+BUSY = 3  # exit code
 
 
 class Stop(Exception):
@@ -20,6 +24,22 @@ class Stop(Exception):
     def __init__(self, message: str, code: int = 1):
         super().__init__(message)
         self.code = code
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; Stop if another one holds it. Ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Stop(f"process {lock.read().strip() or '?'} is already writing to {folder}", BUSY) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:

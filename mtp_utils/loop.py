@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 
 from . import blocks, corpora, paths
 from .blocks import CONTEXT
-from .records import write_atomic, write_json
+from .execute import exclusive
+from .records import read_json, write_atomic, write_json
 from .runtime import choose_device, choose_dtype
 from .specs import BLOCKED, Spec, build, loss_of
 
@@ -55,14 +56,19 @@ def rate_at(step: int, steps: int, peak: float) -> float:
 def train(spec: Spec, rate: float, tokens: int, work: Path, every: int = 100) -> dict:
     """Trains one model to `tokens`; returns its summary. The checkpoint and the summary lie in `work`.
 
-    Raises ValueError where `work` holds a run of other settings, FloatingPointError where the loss is not finite.
+    Raises ValueError where `work` holds a run of other settings, Stop where another process trains in it,
+    FloatingPointError where the loss is not finite.
     """
+    with exclusive(work):
+        return _train(spec, rate, tokens, work, every)
+
+
+def _train(spec: Spec, rate: float, tokens: int, work: Path, every: int) -> dict:
     device = choose_device()[0]
     steps = tokens // (BATCH * CONTEXT)
     settings = {**asdict(spec), "tokens": steps * BATCH * CONTEXT, "steps": steps, "rate": rate}
     summary = work / "summary.json"
-    if summary.exists():
-        found = json.loads(summary.read_text(encoding="utf-8"))
+    if found := read_json(summary):
         require_same(settings, found, work)
         return found
     data = sequences(steps * BATCH, spec.seed, load_tokenizer())

@@ -23,7 +23,7 @@ from . import corpora, paths
 from .backbones import file_digest
 from .blocks import CONTEXT, END
 from .loop import BATCH, train
-from .records import write_json
+from .records import read_json, write_json
 from .specs import SPECS, VOCABULARY, Spec, build
 
 SWEEP_TOKENS = 500_000
@@ -79,7 +79,7 @@ def inputs() -> dict[str, str]:
 def swept(width: int) -> dict:
     """The sweep kept in ladder/w<width>/sweep.json, if it is of these inputs and this budget; else one without trials."""
     path, setting = paths.LADDER / f"w{width}" / "sweep.json", {"tokens": SWEEP_TOKENS, "batch": BATCH, **inputs()}
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = read_json(path)
     return found if all(found.get(k) == v for k, v in setting.items()) else setting | {"validation": {}}
 
 
@@ -97,13 +97,13 @@ def record(width: int, rate: float, loss: float) -> None:
 def finished(spec: Spec, rate: float, tokens: int) -> bool:
     """Whether the ladder already holds this model, trained at this rate on these inputs and as many tokens."""
     path = paths.LADDER / spec.name / "card.json"
-    card = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    card = read_json(path)
     return card.get("inputs") == inputs() and card["rate"] == rate and card["tokens"] == tokens
 
 
 def export(spec: Spec, work: Path) -> None:
     """fp16 weights, config and card of a finished run into the package."""
-    summary = json.loads((work / "runs" / spec.name / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(work / "runs" / spec.name / "summary.json")
     parts = build(spec)
     with safe_open(work / "runs" / spec.name / "checkpoint.safetensors", "pt") as file:
         parts.load_state_dict({k.removeprefix("parts."): file.get_tensor(k) for k in file.keys() if k.startswith("parts.")})

@@ -129,6 +129,11 @@ def write_table(path: Path, frame: pd.DataFrame, record: dict | None = None) -> 
     write_json(path.with_suffix(".json"), (record or {}) | {"sha256": sha256(data), "text_columns": text_columns})
 
 
+def read_json(path: Path) -> dict:
+    """The content of a JSON file, or an empty dict where there is none."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
 def write_json(path: Path, content) -> None:
     """Write `content` to `path`, whole or not at all."""
     write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())

@@ -6,20 +6,17 @@ was given exist before it installs anything.
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
-import os
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 from . import paths
-from .execute import Stop, finished, run_notebook
+from .execute import Stop, exclusive, finished, run_notebook
 from .profiles import PROFILES, Profile
 
 COMMANDS = ("check", "publish", "test", "setup")  # the last two are reproduce.sh's own
-FAILED, UNKNOWN_WORD, BUSY, INTERRUPTED = 1, 2, 3, 130
+FAILED, UNKNOWN_WORD, INTERRUPTED = 1, 2, 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.word in COMMANDS:
             from . import publish
 
-            with exclusive("default") if args.word == "publish" else contextlib.nullcontext():
+            with exclusive(paths.build("default")) if args.word == "publish" else contextlib.nullcontext():
                 return getattr(publish, args.word)()
         chosen = [p for p in all_notebooks() if not args.only or p.name[:2] in args.only]
         if args.list:
@@ -91,7 +88,7 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
     """Run the notebooks one after another and print a table of what they made; the first failure ends the run."""
     if not notebooks:
         raise Stop(f"no notebooks in {paths.NOTEBOOKS}")
-    with exclusive(profile.name):
+    with exclusive(paths.build(profile.name)):
         _prepare(notebooks, profile, force)
         run_id, entries = _run_id(profile, force), {}
         for i, path in enumerate(notebooks, 1):
@@ -105,23 +102,6 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
         verdicts = ", ".join(entry["verdicts"]) or "-"
         print(f"{stem:30} {entry['seconds']:8.1f} {len(entry['figures']):8}  {verdicts}")
     print(f"\nfigures: {paths.figures(profile.name)}")
-
-
-@contextlib.contextmanager
-def exclusive(profile: str) -> Iterator[None]:
-    """Hold the build folder of a profile; Stop if another run holds it. Ends with the process, however it ends."""
-    folder = paths.build(profile)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise Stop(f"process {lock.read().strip() or '?'} is already writing to {folder}", BUSY) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 def _prepare(notebooks: list[Path], profile: Profile, force: bool) -> None:

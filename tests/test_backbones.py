@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mtp_utils import backbones, loop, paths, pretrain, specs
+from mtp_utils import backbones, execute, loop, paths, pretrain, specs
 from mtp_utils.backbones import available_backbones, load_backbone
 
 
@@ -138,6 +138,8 @@ def test_pretraining_resumes_to_the_bit(tmp_path, monkeypatch, objective):
     assert curves[0] == curves[1]
     with pytest.raises(ValueError, match="holds a run with {'rate': 0.001}"):
         loop.train(spec, 2e-3, tokens, tmp_path / "whole")
+    with execute.exclusive(tmp_path / "halves"), pytest.raises(execute.Stop, match="already writing"):
+        loop.train(spec, 1e-3, tokens, tmp_path / "halves")
 
 
 def test_a_sweep_keeps_its_trials_and_widens_while_the_best_is_at_an_edge(tmp_path, monkeypatch):
