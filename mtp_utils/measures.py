@@ -32,17 +32,30 @@ def stored_labels(run, backbone, blocks) -> Labels:
     return Labels(run.measure(stem, label_table, modules=[sys.modules[__name__]], backbone=backbone, blocks=blocks, drawn=drawn))
 
 
+def stored_marginal(run, backbone, blocks, offset: int):
+    """The marginal of one backbone on one corpus at one offset, from the stored arrays where they exist."""
+    return run.measure_arrays(
+        f"01_marginal{offset}_{stem_of(backbone, blocks)}",
+        marginal_arrays,
+        modules=[sys.modules[__name__]],
+        backbone=backbone,
+        blocks=blocks,
+        offset=offset,
+        estimator=ESTIMATORS[offset],
+    )
+
+
 def marginal_scores(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> pd.DataFrame:
     """The marginal's scores of one backbone on one corpus at these offsets, from stored tables where they exist."""
     labels = stored_labels(run, backbone, blocks)
     frames = [
         run.measure(
-            f"01_marginal{offset}_{stem_of(backbone, blocks)}",
+            f"01_scores{offset}_{stem_of(backbone, blocks)}",
             marginal_table,
             modules=[sys.modules[__name__]],
-            backbone=backbone,
-            blocks=blocks,
+            marginal=stored_marginal(run, backbone, blocks, offset),
             labels=labels,
+            name=backbone.name,
             offset=offset,
             estimator=ESTIMATORS[offset],
         )
@@ -118,31 +131,42 @@ def label_table(backbone, blocks, drawn: tuple[str, ...] = DRAWN) -> pd.DataFram
     return pd.concat(frames, ignore_index=True)
 
 
-def marginal_table(backbone, blocks, labels: Labels, offset: int, estimator: dict) -> pd.DataFrame:
-    """The marginal at one offset, scored against every label source in `labels`; estimator: arguments of
-    future_log_probs. With entropy and max_prob of the distribution (exact ones: H, and mutual_information beside it),
-    captured_mass, certified, candidates."""
+def marginal_arrays(backbone, blocks, offset: int, estimator: dict) -> dict[str, np.ndarray]:
+    """The marginal at one offset on all scored positions, whatever the label; estimator: arguments of future_log_probs.
+
+    log_probs (positions, vocab) float32, nats; captured_mass, certified, candidates, entropy and max_prob of the
+    distribution (positions,); exact ones: entropy is H, and mutual_information stands beside it.
+    """
     exact = bool(estimator.get("exact")) and offset > 1
-    columns = {name: [] for name in ("captured_mass", "certified", "candidates", "entropy", "mutual_information", "max_prob")}
-    log_probs, seeds = [], seeds_of(f"offset {offset}", blocks)
+    found = {}
+    seeds = seeds_of(f"offset {offset}", blocks)
     for part in parts_of(blocks, f"offset {offset} {backbone.name} {blocks.corpus}"):
         wanted = blocks.scored[part]
         call = {"attention_mask": blocks.mask[part], "positions": wanted}
-        found = future_log_probs(
+        f = future_log_probs(
             backbone.model, blocks.tokens[part], offset, with_entropy=exact, seed=seeds[part], **estimator, **call
         )
-        log_probs.append(found.log_probs[wanted])
-        columns["captured_mass"].append(found.captured_mass[wanted])
-        columns["certified"].append(found.certified[wanted].float())
-        columns["candidates"].append(found.num_candidates[wanted].float())
-        columns["entropy"].append(metrics.entropy(log_probs[-1]))
-        columns["max_prob"].append(log_probs[-1].max(-1).values.exp())
-        columns["mutual_information"].append(
-            found.mutual_information[wanted] if exact else torch.full((int(wanted.sum()),), torch.nan)
-        )
-    extra = {name: torch.cat(values).double().numpy() for name, values in columns.items()}
-    rows = score(torch.cat(log_probs), labels.table, offset, backbone.name, "marginal", estimator_name(offset, estimator))
-    sources = len(rows) // len(extra["entropy"])
+        log_probs = f.log_probs[wanted]
+        columns = {
+            "log_probs": log_probs,
+            "captured_mass": f.captured_mass[wanted],
+            "certified": f.certified[wanted].float(),
+            "candidates": f.num_candidates[wanted].float(),
+            "entropy": metrics.entropy(log_probs),
+            "mutual_information": f.mutual_information[wanted] if exact else torch.full((len(log_probs),), torch.nan),
+            "max_prob": log_probs.max(-1).values.exp(),
+        }
+        for name, values in columns.items():
+            found.setdefault(name, []).append(values.cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def marginal_table(marginal, labels: Labels, name: str, offset: int, estimator: dict) -> pd.DataFrame:
+    """The stored marginal at one offset, scored against every label source in `labels`; see `marginal_arrays`."""
+    log_probs = torch.from_numpy(marginal.values["log_probs"])
+    rows = score(log_probs, labels.table, offset, name, "marginal", estimator_name(offset, estimator))
+    extra = {name: values.astype(float) for name, values in marginal.values.items() if name != "log_probs"}
+    sources = len(rows) // len(log_probs)
     return rows.assign(**{name: np.tile(values, sources) for name, values in extra.items()})
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
+from safetensors.numpy import load, save
 
 from . import paths
 
@@ -52,23 +53,49 @@ def measured(
     Raises:
         TypeError: an argument that cannot be part of a key (give it a `fingerprint`), or a result that is no frame.
     """
-    folder = paths.tables(getattr(profile, "name", profile))
+    path = paths.tables(getattr(profile, "name", profile)) / f"{stem}.csv"
+    return _stored(path, read_table, write_table, function, modules, provenance, arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Stored numpy arrays by name; the fingerprint is the sha256 of their file."""
+
+    values: dict
+    fingerprint: str
+
+
+def measured_arrays(
+    stem: str,
+    function: Callable[..., dict],
+    *,
+    profile,
+    modules: Iterable[ModuleType],
+    provenance: dict | None = None,
+    **arguments,
+) -> Arrays:
+    """As `measured`, for what no table can hold: `function` returns a dict of numpy arrays, `<stem>.safetensors` keeps it."""
+    path = paths.tables(getattr(profile, "name", profile)) / f"{stem}.safetensors"
+    return _stored(path, read_arrays, write_arrays, function, modules, provenance, arguments)
+
+
+def _stored(path: Path, read: Callable, write: Callable, function: Callable, modules, provenance, arguments):
     key = measurement_key(function, modules, arguments)
-    stored = read_table(folder / f"{stem}.csv", key)
+    stored = read(path, key)
     if stored is not None:
         return stored
     started = time.monotonic()
-    frame = function(**arguments)
+    result = function(**arguments)
     record = {
-        "stem": stem,
+        "stem": path.stem,
         "key": key,
         "function": function.__qualname__,
         "arguments": fingerprint(arguments),
         "seconds": round(time.monotonic() - started, 3),
         "provenance": provenance or {},
     }
-    write_table(folder / f"{stem}.csv", frame, record)
-    return read_table(folder / f"{stem}.csv", key)
+    write(path, result, record)
+    return read(path, key)
 
 
 def measurement_key(function: Callable, modules: Iterable[ModuleType], arguments: dict) -> str:
@@ -111,6 +138,25 @@ def read_table(path: Path, key: str | None = None) -> pd.DataFrame | None:
         return None
     # Tokens such as "NA" and "007" are text, not missing values and numbers.
     return pd.read_csv(io.BytesIO(data), keep_default_na=False, na_values=[""], dtype=text_columns)
+
+
+def read_arrays(path: Path, key: str | None = None) -> Arrays | None:
+    """The arrays at `path`, or None as in `read_table`."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        data = path.read_bytes()
+        if record["sha256"] != sha256(data) or (key is not None and record["key"] != key):
+            return None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return Arrays(load(data), record["sha256"])
+
+
+def write_arrays(path: Path, arrays: dict, record: dict | None = None) -> None:
+    """Write a dict of numpy arrays to `path`, then its JSON with the sha256, as in `write_table`."""
+    data = save(arrays)
+    write_atomic(path, data)
+    write_json(path.with_suffix(".json"), (record or {}) | {"sha256": sha256(data)})
 
 
 def write_table(path: Path, frame: pd.DataFrame, record: dict | None = None) -> None:

@@ -46,6 +46,16 @@ class Run:
         self._tables.append(stem)
         return frame
 
+    def measure_arrays(
+        self, stem: str, function: Callable[..., dict], *, modules: Iterable[ModuleType], **arguments
+    ) -> records.Arrays:
+        """`function(**arguments)` as stored arrays; see `records.measured_arrays`."""
+        arrays = records.measured_arrays(
+            stem, function, profile=self.profile, modules=modules, provenance=self.provenance, **arguments
+        )
+        self._tables.append(stem)
+        return arrays
+
     def save_figure(self, fig, stem: str, table: pd.DataFrame, alt: str) -> None:
         """Write `<stem>.png .svg .csv .json`: the figure, the table it draws, and where both come from.
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtp_utils import blocks, controls, measures, scoring
+from mtp_utils import blocks, controls, measures, records, scoring
 from mtp_utils.backbones import load_backbone
 from mtp_utils.offsets import labels_of
 
@@ -22,6 +22,11 @@ def text(backbone):
 @pytest.fixture(scope="module")
 def labels(backbone, text):
     return scoring.Labels(measures.label_table(backbone, text))
+
+
+def scored(backbone, text, labels, offset, estimator):
+    marginal = records.Arrays(measures.marginal_arrays(backbone, text, offset, estimator), "")
+    return measures.marginal_table(marginal, labels, backbone.name, offset, estimator)
 
 
 def test_data_labels_are_the_documents_own_tokens(labels, text):
@@ -55,7 +60,7 @@ def test_scores_do_not_depend_on_batch_size_or_threads(backbone, text, labels, m
         for batch, threads in ((8, 1), (3, 2)):
             monkeypatch.setattr(scoring, "BATCH", batch)
             torch.set_num_threads(threads)
-            tables.append(measures.marginal_table(backbone, text, labels, offset, estimator))
+            tables.append(scored(backbone, text, labels, offset, estimator))
     finally:
         torch.set_num_threads(before)
     assert tables[0][["document", "position", "label_source"]].equals(tables[1][["document", "position", "label_source"]])
@@ -63,7 +68,7 @@ def test_scores_do_not_depend_on_batch_size_or_threads(backbone, text, labels, m
 
 
 def test_the_exact_marginal_equals_a_loop_over_the_token_between(backbone, text, labels):
-    table = measures.marginal_table(backbone, text, labels, 2, {"exact": True})
+    table = scored(backbone, text, labels, 2, {"exact": True})
     row, t = (x[0] for x in text.scored.nonzero(as_tuple=True))
     ids = text.tokens[row : row + 1, : t + 1]
     p = backbone.model(ids).logits[0, -1].double().softmax(-1)

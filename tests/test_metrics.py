@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from mtp_utils import claims, metrics, ngrams
 from mtp_utils.offsets import labels_at, labels_of, predictions_at
@@ -47,6 +48,17 @@ def test_interval_covers_the_mean_at_its_stated_rate():
         _, low, high = metrics.mean_interval(values, np.arange(60))
         covered += low <= 1 <= high
     assert 104 <= covered <= 120  # 95 % of 120 is 114; fewer than 104 has probability below 1e-3 for a 93 % interval
+
+
+def test_intervals_are_scipys_bca_but_for_the_draws():
+    rng = np.random.default_rng(1)
+    means = np.stack([rng.exponential(size=80), rng.normal(size=80), (rng.random(80) < 0.1).astype(float), np.ones(80)], 1)
+    centre, low, high = metrics.intervals(means)
+    for i in range(3):
+        theirs = stats.bootstrap((means[:, i],), np.mean, n_resamples=20000, rng=0).confidence_interval
+        slack = 0.08 * (theirs.high - theirs.low) + (i == 2) / 80  # the third takes steps of 1/80
+        assert abs(low[i] - theirs.low) <= slack and abs(high[i] - theirs.high) <= slack
+    assert centre[3] == low[3] == high[3] == 1
 
 
 def test_documents_not_positions_are_resampled():

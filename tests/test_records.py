@@ -124,6 +124,24 @@ def test_a_damaged_file_is_measured_again_not_trusted(build, kind, damage):
     pd.testing.assert_frame_equal(measure(), expected, check_exact=True)
 
 
+def test_arrays_are_stored_like_tables(build):
+    calls = []
+
+    def noisy(n):
+        calls.append(n)
+        return {"a": np.arange(n, dtype=np.float32)}
+
+    def once():
+        return records.measured_arrays("01_arrays", noisy, profile="smoke", modules=[], n=3)
+
+    first, second = once(), once()
+    assert calls == [3] and first.fingerprint == second.fingerprint and (second.values["a"] == [0, 1, 2]).all()
+    file = build / "01_arrays.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert records.read_arrays(file) is None and (once().values["a"] == [0, 1, 2]).all() and calls == [3, 3]
+
+
 def test_no_flipped_bit_in_the_json_changes_the_table_that_is_returned(build):
     expected, path = measure(), build / "01_awkward.json"
     data = path.read_bytes()
