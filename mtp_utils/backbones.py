@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def load_backbone(
     fingerprint = f"{name}@{resolved}" if resolved else _weights_digest(Path(folder))
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
+
+
+def final_norm(model: PreTrainedModel) -> torch.nn.Module:
+    """The norm between the last layer and the LM head, which `hidden_states[-1]` has already been through.
+
+    Raises ValueError where the last module of the decoder outside its layers is no norm.
+    """
+    outside = [(n, m) for n, m in model.base_model.named_modules() if "Norm" in type(m).__name__ and not re.search(r"\.\d+\.", n)]
+    if not outside:
+        raise ValueError(f"{type(model).__name__} has no norm after its last layer")
+    return outside[-1][1]
+
+
+def unembed(model: PreTrainedModel, hidden: torch.Tensor, head: torch.nn.Module | None = None) -> torch.Tensor:
+    """Logits (..., vocab) of normalised hidden states (..., d): the model's LM head (or `head`), with its soft cap if any."""
+    logits = (head or model.get_output_embeddings())(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def file_digest(path: Path) -> str:
