@@ -74,6 +74,20 @@ def stream(corpus: str, split: str, tokenizer) -> np.ndarray:
     return array
 
 
+def training_blocks(split: str, tokenizer, n: int, seed: int) -> np.ndarray:
+    """(n, CONTEXT) uint16 of a split: the corpora in turn, each one's blocks in a new random order every epoch."""
+    found = np.empty((n, CONTEXT), dtype=np.uint16)
+    for c, corpus in enumerate(corpora.CORPORA):
+        tokens = stream(corpus, split, tokenizer)
+        rows = tokens[: len(tokens) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
+        wanted = len(range(c, n, 3))
+        order = np.concatenate(
+            [np.random.default_rng([seed, c, epoch]).permutation(len(rows)) for epoch in range(wanted // len(rows) + 1)]
+        )
+        found[c::3] = rows[order[:wanted]]
+    return found
+
+
 def evaluation_blocks(
     corpus: str, split: str, tokenizer, *, n_documents: int, positions_per_document: int, horizon: int, seed: int = 0
 ) -> Blocks:

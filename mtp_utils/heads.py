@@ -85,6 +85,16 @@ class Heads(nn.Module):
         self.unembeddings = nn.ModuleDict({str(k): copy.deepcopy(model.get_output_embeddings()) for k in copied})
         self.requires_grad_(True).to(device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
 
+    @property
+    def model(self):
+        """The backbone's model."""
+        return self._model[0]
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that a head tells apart."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
     def forward(self, states: torch.Tensor, caches: dict | None = None) -> dict[int, torch.Tensor]:
         """What each head hands to its unembedding: offset -> (batch, T, d).
 
@@ -100,9 +110,9 @@ class Heads(nn.Module):
     def log_probs(self, offset: int, hidden: torch.Tensor) -> torch.Tensor:
         """Log-probs of the token `offset` ahead, nats, (..., vocab): the unembedding of what `forward` gave, sums to one."""
         if self.spec.kind == "next_token":
-            return self.trunks[str(offset)].log_probs(unembed(self._model[0], hidden))
+            return self.trunks[str(offset)].log_probs(unembed(self.model, hidden))
         own = self.unembeddings[str(offset)] if self.spec.unembedding == "copied" else None
-        return unembed(self._model[0], hidden, own).float().log_softmax(-1)
+        return unembed(self.model, hidden, own).float().log_softmax(-1)
 
     @torch.no_grad()
     def draft(self, states: torch.Tensor, caches: dict | None = None) -> torch.Tensor:

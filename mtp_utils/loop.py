@@ -31,20 +31,6 @@ def load_tokenizer():
     return AutoTokenizer.from_pretrained(paths.LADDER / "tokenizer", local_files_only=True)
 
 
-def sequences(n: int, seed: int, tokenizer) -> np.ndarray:
-    """(n, CONTEXT) uint16: the corpora in turn, each one's blocks in a new random order every epoch."""
-    found = np.empty((n, CONTEXT), dtype=np.uint16)
-    for c, corpus in enumerate(corpora.CORPORA):
-        stream = blocks.stream(corpus, "pretrain", tokenizer)
-        rows = stream[: len(stream) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
-        wanted = len(range(c, n, 3))
-        order = np.concatenate(
-            [np.random.default_rng([seed, c, epoch]).permutation(len(rows)) for epoch in range(wanted // len(rows) + 1)]
-        )
-        found[c::3] = rows[order[:wanted]]
-    return found
-
-
 def rate_at(step: int, steps: int, peak: float) -> float:
     """Linear warm-up, then cosine down to FLOOR x peak."""
     warm = max(1, int(WARMUP * steps))
@@ -71,7 +57,7 @@ def _train(spec: Spec, rate: float, tokens: int, work: Path, every: int) -> dict
     if found := read_json(summary):
         require_same(settings, found, work)
         return found
-    data = sequences(steps * BATCH, spec.seed, load_tokenizer())
+    data = blocks.training_blocks("pretrain", load_tokenizer(), steps * BATCH, spec.seed)
     parts = build(spec).to(device)
     bf16 = choose_dtype(device, training=True)[0] == torch.bfloat16
     if device.type == "cpu":

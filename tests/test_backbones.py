@@ -107,9 +107,9 @@ def test_the_ladder_is_at_most_24_MB():
 @pytest.mark.parametrize("objective", ["ntp", "mtp", "offset2"])
 def test_pretraining_resumes_to_the_bit(tmp_path, monkeypatch, objective):
     monkeypatch.setattr(
-        loop,
-        "sequences",
-        lambda n, seed, tokenizer: np.random.default_rng(seed).integers(1, 1024, (n, loop.CONTEXT)).astype(np.uint16),
+        loop.blocks,
+        "training_blocks",
+        lambda split, tokenizer, n, seed: np.random.default_rng(seed).integers(1, 1024, (n, loop.CONTEXT)).astype(np.uint16),
     )
     monkeypatch.setattr(loop, "validation", lambda parts, spec: {"code": 0.0})
     monkeypatch.setattr(loop, "BATCH", 2)

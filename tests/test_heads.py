@@ -5,17 +5,12 @@ import json
 
 import pytest
 import torch
-from tiny_models import CONFIGS, VOCAB, tiny_model
+from tiny_models import CONFIGS, VOCAB, tiny_backbone
 
-from mtp_utils.backbones import Backbone, final_norm, unembed
+from mtp_utils.backbones import final_norm, unembed
 from mtp_utils.heads import Heads, HeadSpec, load_heads
 
 NAMES = ("gpt_neox", "llama", "gpt2", "opt", "gemma3", "qwen3")
-
-
-def tiny_backbone(name="gpt_neox", fingerprint="aa", dtype=torch.float32):
-    model = tiny_model(name, dtype).requires_grad_(False)
-    return Backbone(f"tiny/{name}", model, None, 0, 0, None, fingerprint, {})
 
 
 def states_of(backbone, layers, seed=0, length=6):

@@ -13,6 +13,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from mtp_utils.backbones import Backbone
+
 VOCAB = 7
 WINDOW = 5
 SHAPE = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32)
@@ -23,9 +25,7 @@ GROUPED = WIDE | dict(num_key_value_heads=2, head_dim=8)
 CONFIGS = {
     "gpt_neox": lambda: GPTNeoXConfig(**WIDE),
     "llama": lambda: LlamaConfig(**WIDE, num_key_value_heads=2),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
-    ),
+    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0),
     "opt": lambda: OPTConfig(**SHAPE, ffn_dim=24, word_embed_proj_dim=16),
     "mistral": lambda: MistralConfig(**GROUPED, sliding_window=WINDOW),
     "gemma3": lambda: Gemma3TextConfig(
@@ -34,6 +34,13 @@ CONFIGS = {
     "qwen3": lambda: Qwen3Config(**GROUPED),
     "falcon_alibi": lambda: FalconConfig(**SHAPE, alibi=True, new_decoder_architecture=False),
 }
+
+
+def tiny_backbone(name="gpt_neox", fingerprint="aa", dtype=torch.float32):
+    """A tiny random model as a Backbone, frozen; without a tokenizer."""
+    return Backbone(f"tiny/{name}", tiny_model(name, dtype).requires_grad_(False), None, 0, 0, None, fingerprint, {})
+
+
 PACKED = [name for name in CONFIGS if name != "falcon_alibi"]
 
 

@@ -1,0 +1,134 @@
+"""Hidden states of a frozen backbone on training text: computed once, read by every head, layer, seed and epoch.
+
+With them what the backbone itself says after a path of its own tokens: labels drawn from it, and soft labels.
+"""
+
+import hashlib
+import tempfile
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from . import paths
+from .backbones import Backbone
+from .expansion import children
+from .marginal import engine_to_use, one_token
+from .reference import Reference
+from .rows import Rows, undisturbed
+from .runtime import progress, seed_for
+from .sampling import uniforms
+
+BOUND = 2**30  # bytes of states held in memory; beyond it they lie in a file, memory-mapped, that goes with the process
+BLOCKS = 8  # a forward pass
+
+
+class FrozenFeatures:
+    """The hidden states of `backbone` at `layers` on token blocks, float16 (float32 where a value does not fit).
+
+    tokens: (blocks, T) int64 without padding. layers: of hidden_states, 0 = embeddings, the last is after the final norm.
+    Nothing is computed before it is asked for; the fingerprint is known before.
+    """
+
+    def __init__(self, backbone: Backbone, tokens: torch.Tensor, layers: tuple[int, ...], horizon: int = 4):
+        self.backbone, self.tokens, self.layers, self.horizon = backbone, tokens, tuple(layers), horizon
+        self.device = backbone.model.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights and the text; which layers are held changes no number."""
+        return hashlib.sha256(self.backbone.fingerprint.encode() + self.tokens.numpy().tobytes()).hexdigest()
+
+    def batch(self, rows: slice, layers: tuple[int, ...]) -> torch.Tensor:
+        """(blocks, T, len(layers), d) float32 of some blocks, on the backbone's device."""
+        where = [self.layers.index(layer) for layer in layers]
+        return torch.from_numpy(np.stack([self.states[i, rows] for i in where], 2)).to(self.device, torch.float32)
+
+    @cached_property
+    def states(self) -> np.ndarray:
+        """(layers, blocks, T, d)."""
+        try:
+            return self._compute(np.float16)
+        except OverflowError:
+            return self._compute(np.float32)
+
+    @cached_property
+    def paths(self) -> "Paths":
+        """One continuation of `horizon` tokens drawn from the backbone after every position; see `sampled_paths`."""
+        return sampled_paths(self.backbone, self.tokens, self.horizon)
+
+    def _compute(self, dtype) -> np.ndarray:
+        model = self.backbone.model
+        found = _array((len(self.layers), *self.tokens.shape, model.config.get_text_config().hidden_size), dtype)
+        limit = np.finfo(dtype).max
+        for start in progress(range(0, len(self.tokens), BLOCKS), f"features {self.backbone.name}"):
+            part = self.tokens[start : start + BLOCKS].to(self.device)
+            with torch.no_grad():
+                hidden = model.base_model(input_ids=part, output_hidden_states=True, use_cache=False).hidden_states
+            for i, layer in enumerate(self.layers):
+                values = hidden[layer].float().cpu().numpy()
+                if np.abs(values).max() > limit:
+                    raise OverflowError(f"a hidden state of layer {layer} is beyond {limit:g}")
+                found[i, start : start + BLOCKS] = values
+        return found
+
+
+class Paths:
+    """tokens (blocks, T, horizon) int64: x_1.. drawn one after another from the backbone; states (blocks, T, horizon, d)
+    float16: the state that x_{j+1} was drawn from, at index j: softmax of its logits is p(x_{j+1} | x, x_1 .. x_j)."""
+
+    def __init__(self, tokens: torch.Tensor, states: np.ndarray):
+        self.tokens, self.states = tokens, states
+
+
+def sampled_paths(backbone: Backbone, tokens: torch.Tensor, horizon: int, stream: str = "train/paths") -> Paths:
+    """After every position one continuation at temperature 1, with the states it was drawn from.
+
+    A soft label for offset k is softmax(logits of states[..., k - 1, :]): with the path drawn from the backbone its
+    expectation is the marginal m_k, so the gradient of the cross-entropy to it is that of CE(m_k, head), unbiased
+    (one path a position, no truncation).
+    """
+    model = backbone.model
+    drawn = torch.empty(*tokens.shape, horizon, dtype=torch.int64)
+    states = _array((*tokens.shape, horizon, model.config.get_text_config().hidden_size), np.float16)
+    for start in progress(range(0, len(tokens), BLOCKS), f"paths {backbone.name}"):
+        part = tokens[start : start + BLOCKS].to(model.device)
+        seeds = torch.tensor([[seed_for(f"{stream}/{start + r}/{t}") for t in range(part.shape[1])] for r in range(len(part))])
+        _draw(model, part, horizon, seeds, drawn[start : start + BLOCKS], states[start : start + BLOCKS])
+    return Paths(drawn, states)
+
+
+def _draw(model, ids: torch.Tensor, horizon: int, seeds: torch.Tensor, drawn: torch.Tensor, states: np.ndarray) -> None:
+    """Fill `drawn` and `states` for some blocks: as marginal.future_tokens, keeping what enters the LM head."""
+    rows, seen = Rows(model, ids, horizon, name="horizon"), []
+
+    def keep(module, inputs):
+        seen.append(inputs[0])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        with undisturbed(model):
+            prefix = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            for engine, roots, where in rows.batches(model, engine_to_use(model, rows)):
+                streams, slow = rows.seeds(seeds, where), isinstance(engine, Reference)
+                for level in roots.split(max(1, engine.capacity // horizon)):
+                    here = level.root.tolist()
+                    row, column = where[here].T.cpu()
+                    u = uniforms([streams[i] for i in here], 1, horizon, level.root.device)[:, 0].T
+                    for depth in range(horizon):
+                        seen.clear()
+                        level = children(engine, level, one_token(u[depth]))
+                        last = prefix[row, column] if depth == 0 else torch.cat([x[:, -1] if slow else x[0] for x in seen])
+                        drawn[row, column, depth] = level.token.cpu()
+                        states[row.numpy(), column.numpy(), depth] = last.cpu().numpy()
+    finally:
+        hook.remove()
+
+
+def _array(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An empty array, in memory up to BOUND bytes, else in an unnamed file below the cache."""
+    if int(np.prod(shape)) * np.dtype(dtype).itemsize <= BOUND:
+        return np.empty(shape, dtype)
+    paths.cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=paths.cache()) as file:  # the map outlives the name
+        return np.memmap(file, dtype, "w+", shape=shape)
