@@ -92,6 +92,25 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> dict[str, 
     return {"effect": value, "ci_low": low, "ci_high": high, "p": p, "n_documents": len(means), "n_positions": len(difference)}
 
 
+def cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Linear CKA of (n, d1) and (n, d2), rows paired, with the unbiased HSIC estimator (Song et al. 2012; Kornblith et al.,
+    arXiv 1905.00414); independent representations are near 0 however wide they are, equal ones at 1."""
+
+    def hsic(k: np.ndarray, m: np.ndarray) -> float:
+        n = len(k)
+        a, b = k.sum(0), m.sum(0)
+        return (np.vdot(k, m) + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a @ b) / (n - 2)) / (n * (n - 3))
+
+    grams = []
+    for z in (x, y):
+        z = z - z.mean(0)
+        gram = z @ z.T
+        np.fill_diagonal(gram, 0.0)
+        grams.append(gram)
+    k, m = grams
+    return float(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)))
+
+
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given."""
     order = np.argsort(p_values)

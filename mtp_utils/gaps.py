@@ -1,0 +1,231 @@
+"""Heads against the marginal on the same positions: tuning, training, scoring, and the long table of their gaps.
+
+An arm is one kind of heads trained in one way on one backbone; every arm sees the same text in the same order and gets the
+same number of learning-rate trials.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from . import blocks as blocks_module
+from . import metrics, training
+from .features import BLOCKS, FrozenFeatures
+from .heads import Heads, HeadSpec
+from .measures import ESTIMATORS, stem_of, stored_labels, stored_marginal
+from .records import Arrays
+from .scoring import Labels, estimator_name, positions_of
+from .training import Training, heads_from
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
+VALIDATION_BLOCKS = 24
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Trained heads: what they are, how they were trained, their stored arrays and their place in the tables."""
+
+    spec: HeadSpec
+    training: Training
+    arrays: Arrays
+    name: str
+
+    @property
+    def columns(self) -> dict:
+        """head, features, head_layers, unembedding, train_labels, train_tokens, seed."""
+        s, t = self.spec, self.training
+        return {
+            "head": s.kind,
+            "features": str(s.features),
+            "head_layers": s.layers,
+            "unembedding": s.unembedding,
+            "train_labels": t.labels,
+            "train_tokens": t.tokens,
+            "seed": t.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A backbone with its training and validation features: what arms are made on."""
+
+    train: FrozenFeatures
+    validation: FrozenFeatures
+
+    @property
+    def backbone(self):
+        return self.train.backbone
+
+
+def bench(backbone, tokens: int, layers: tuple[int, ...], horizon: int = 4, seed: int = 0) -> Bench:
+    """Features of `tokens` tokens of the heads split and of a few validation blocks; computed when first asked for."""
+    n = -(-tokens // blocks_module.CONTEXT)
+    found = []
+    for split, wanted in (("heads", n), ("validation", VALIDATION_BLOCKS)):
+        text = blocks_module.training_blocks(split, backbone.tokenizer, wanted, seed)
+        found.append(FrozenFeatures(backbone, torch.from_numpy(text.astype(np.int64)), layers, horizon))
+    return Bench(*found)
+
+
+def trained_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
+    """One arm, from the stored arrays if they exist."""
+    name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
+    name += f"-{how.labels}-{how.tokens}-{how.rate:g}-seed{how.seed}"
+    arrays = run.measure_arrays(
+        f"03_heads_{where.backbone.name.replace('/', '-')}_{name}",
+        training.trained_heads,
+        modules=[training],
+        features=where.train,
+        validation=where.validation,
+        spec=spec,
+        training=how,
+    )
+    return Arm(spec, how, arrays, name)
+
+
+def tuned_arm(run, where: Bench, spec: HeadSpec, how: Training, trial_tokens: int) -> Arm:
+    """The arm trained at the rate that was best on validation after `trial_tokens`; how.rate is not used."""
+    losses = {}
+    wanted = list(TRIALS)
+    while wanted:
+        rate = wanted.pop(0)
+        trial = trained_arm(run, where, spec, replace(how, rate=rate, tokens=trial_tokens, seed=0, checks=1))
+        losses[rate] = float(trial.arrays.values["validation"][-1].mean())
+        if not wanted:
+            best = RATES.index(min(losses, key=losses.get))
+            wanted = [RATES[i] for i in (best - 1, best + 1) if 0 <= i < len(RATES) and RATES[i] not in losses]
+    return trained_arm(run, where, spec, replace(how, rate=min(losses, key=losses.get)))
+
+
+def untrained_arm(run, where: Bench, spec: HeadSpec) -> Arm:
+    """Heads as they start. `linear` on one layer with the shared unembedding is the logit lens of that layer."""
+    name = f"{spec.kind}-{spec.features}-start-{''.join(map(str, spec.offsets))}"
+    arrays = run.measure_arrays(
+        f"03_heads_{where.backbone.name.replace('/', '-')}_{name}",
+        initial_heads,
+        modules=[training],
+        backbone=where.backbone,
+        spec=spec,
+    )
+    return Arm(spec, Training(0.0, 0), arrays, name)
+
+
+def initial_heads(backbone, spec: HeadSpec) -> dict[str, np.ndarray]:
+    """The tensors of untrained heads, named as in training.trained_heads."""
+    return {f"heads.{n}": x.cpu().numpy().copy() for n, x in Heads(backbone, spec).state_dict().items()}
+
+
+def scored_arm(run, where: Bench, arm: Arm, blocks, states: FrozenFeatures, base=None) -> pd.DataFrame:
+    """Scores of an arm on evaluation blocks beside the marginal of `base` (the base model; the arm's own backbone if None).
+
+    Columns of measures.py, and those of the arm; kl_to_marginal KL(m_k || head) in nats; marginal_log_prob, marginal_top1,
+    marginal_top5 of the same position and label; entropy_m2 of the marginal at that offset; estimator of the marginal.
+    """
+    base = base or where.backbone
+    labels = stored_labels(run, base, blocks)
+    marginals = {k: stored_marginal(run, base, blocks, k) for k in arm.spec.offsets}
+    stem = f"03_gaps_{stem_of(where.backbone, blocks)}_{arm.name}"
+    found = run.measure_arrays(
+        stem if base is where.backbone else f"{stem}_{base.name.replace('/', '-')}",
+        gap_arrays,
+        modules=[sys.modules[__name__]],
+        features=states,
+        blocks=blocks,
+        labels=labels,
+        marginals=marginals,
+        heads=arm.arrays,
+        spec=arm.spec,
+    )
+    keys, frames = positions_of(blocks), []
+    for k in arm.spec.offsets:
+        rows = labels.table[labels.table.offset == k]
+        sources = list(dict.fromkeys(rows["label_source"]))
+        frame = rows.drop(columns="label").assign(
+            backbone=where.backbone.name, predictor="head", estimator=estimator_name(k, ESTIMATORS[k]), **arm.columns
+        )
+        per_source = ("log_prob", "top1", "top5", "marginal_log_prob", "marginal_top1", "marginal_top5")
+        once = ("kl_to_marginal", "entropy_m2", "entropy")
+        for name in per_source:
+            frame[name] = found.values[f"{name}.{k}"].reshape(-1).astype(float)
+        for name in once:
+            frame[name] = np.tile(found.values[f"{name}.{k}"].astype(float), len(sources))
+        assert frame["document"].tolist() == keys["document"].tolist() * len(sources)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+@torch.no_grad()
+def gap_arrays(features: FrozenFeatures, blocks, labels: Labels, marginals: dict, heads: Arrays, spec: HeadSpec) -> dict:
+    """What `scored_arm` makes its table of: `log_prob.k` ... (sources, positions), `kl_to_marginal.k` ... (positions,)."""
+    module, found = heads_from(heads, features.backbone, spec), {}
+    for k, log_q in head_log_probs(module, features, blocks.scored).items():
+        log_m = torch.from_numpy(marginals[k].values["log_probs"])
+        log_m = log_m - log_m.logsumexp(-1, keepdim=True)
+        found[f"kl_to_marginal.{k}"] = metrics.kl(log_m, log_q).numpy()
+        found[f"entropy_m2.{k}"], found[f"entropy.{k}"] = metrics.entropy(log_m).numpy(), metrics.entropy(log_q).numpy()
+        rows = labels.table[labels.table.offset == k]
+        for prefix, values in (("", log_q), ("marginal_", log_m)):
+            scores = [
+                metrics.scores(values, torch.from_numpy(part["label"].to_numpy().copy()))
+                for _, part in rows.groupby("label_source", sort=False)
+            ]
+            for name in scores[0]:
+                found[f"{prefix}{name}.{k}"] = np.stack([s[name] for s in scores]).astype(np.float32)
+    return found
+
+
+def head_log_probs(heads: Heads, features: FrozenFeatures, scored: torch.Tensor) -> dict[int, torch.Tensor]:
+    """offset -> (positions, vocab) log-probs of the heads at the scored positions of each block."""
+    found = {k: [] for k in heads.spec.offsets}
+    for start in range(0, len(scored), BLOCKS):
+        part = slice(start, start + BLOCKS)
+        here = scored[part].to(features.device)
+        for k, h in heads(features.batch(part, heads.layers)).items():
+            found[k].append(heads.log_probs(k, h[here]).cpu())
+    return {k: torch.cat(parts) for k, parts in found.items()}
+
+
+def gap_summary(scores: pd.DataFrame, by_class: bool = False) -> pd.DataFrame:
+    """The long table: one row per arm, corpus, offset, label source (and class of the label) and metric, with intervals."""
+    table = scores.assign(
+        cross_entropy=-scores["log_prob"],
+        marginal_cross_entropy=-scores["marginal_log_prob"],
+        excess_ce=scores["marginal_log_prob"] - scores["log_prob"],
+    )
+    if not by_class:
+        table = table.assign(token_class="all")
+    return metrics.summarise(table, KEYS, METRICS)
+
+
+KEYS = ["backbone", "corpus", "label_source", "train_labels", "offset", "head", "features", "head_layers", "unembedding"]
+KEYS += ["train_tokens", "seed", "estimator", "token_class"]
+METRICS = ["top1", "top5", "cross_entropy", "excess_ce", "kl_to_marginal", "entropy_m2"]
+METRICS += ["marginal_top1", "marginal_cross_entropy"]
+
+
+def unembedding_floor(log_m: torch.Tensor, weight: torch.Tensor, bias=None, steps: int = 200) -> torch.Tensor:
+    """min over h in R^d of KL(m || softmax(W h + b)), nats (positions,): what the head's width alone costs.
+
+    Convex in h, and each position has its own; L-BFGS over all at once, so an upper bound that `steps` brings down to the
+    minimum. log_m (positions, vocab), normalised; weight (vocab, d); bias (vocab,) or None.
+    """
+    h = torch.zeros(len(log_m), weight.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([h], max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+    m = log_m.exp()
+
+    def log_q() -> torch.Tensor:
+        return torch.nn.functional.linear(h, weight, bias).log_softmax(-1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = -(m * log_q()).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return metrics.kl(log_m, log_q())
