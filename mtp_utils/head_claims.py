@@ -1,0 +1,127 @@
+"""C3: heads on a frozen backbone fall short of the marginal (a), because the layers specialise for the next token (b).
+
+The contrasts are fixed here, before any run. Reads the frames of gaps.scored_arm only.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from . import metrics
+from .claims import LABELS, OFFSET, Verdict, decide
+
+
+def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None = None) -> dict:
+    """Mean of a column, minus its mean in `against` on the same positions, with its interval: seeds averaged within
+    documents, documents as the unit, the variance between training seeds of either side added. Columns: document, position,
+    seed, `column`. Also p (two-sided), and whether every seed has the sign.
+    """
+    ours = _by_document(table, column)
+    theirs = _by_document(against, column) if against is not None else ours * 0
+    if not ours.index.equals(theirs.index):
+        raise ValueError(f"other documents on the two sides: {len(ours)} and {len(theirs)}")
+    difference = ours.mean(axis=1) - theirs.mean(axis=1)
+    value = float(difference.mean())
+    counts = [x.shape[1] for x in (ours, theirs) if x.shape[1] > 1]
+    between = sum(x.mean().var(ddof=1) / x.shape[1] for x in (ours, theirs) if x.shape[1] > 1)
+    within = difference.var(ddof=1) / len(difference)
+    error = float(np.sqrt(within + between))
+    quantile = stats.t.ppf(0.975, min(counts) - 1) if between > within else 1.96
+    each = [*(ours.mean() - theirs.mean().mean()), *(ours.mean().mean() - theirs.mean())]
+    return {
+        "effect": value,
+        "ci_low": value - quantile * error,
+        "ci_high": value + quantile * error,
+        "p": float(2 * stats.norm.sf(abs(value) / error)) if error > 0 else float(value == 0),
+        "se_documents": float(within**0.5),
+        "se_seeds": float(between**0.5),
+        "seeds_agree": bool((np.sign(each) == np.sign(value)).all()),
+        "n_documents": len(difference),
+        "n_seeds": ours.shape[1],
+    }
+
+
+def _by_document(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """(documents, seeds) means of a column."""
+    return table.groupby(["document", "seed"])[column].mean().unstack()
+
+
+def _judged(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows a contrast is about: offset 2, data labels."""
+    return table[(table.offset == OFFSET) & (table.label_source == LABELS)]
+
+
+def c3a_effects(scores: pd.DataFrame) -> pd.DataFrame:
+    """C3a, by corpus: cross-entropy of the heads minus the marginal's on the same positions, data labels, data-trained heads,
+    offset 2 (positive: the heads fall short). scores: one arm's rows of gaps.scored_arm, all its seeds."""
+    here = _judged(scores)
+    here = here.assign(behind=here["marginal_log_prob"] - here["log_prob"])
+    return pd.DataFrame([{"corpus": c, **seeded_effect(part, "behind")} for c, part in here.groupby("corpus", sort=False)])
+
+
+def c3a(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) -> Verdict:
+    """C3a: the best head (chosen on validation) has a higher cross-entropy than the marginal in every corpus and seed."""
+    row = effects.sort_values("effect").iloc[0]
+    return Verdict(
+        "C3a",
+        f"{backbone}, offset 2, data labels: cross-entropy of the best frozen head ({arm}, trained on data) minus the "
+        f"marginal's [nats], worst corpus ({row.corpus})",
+        float(row.effect),
+        float(row.ci_low),
+        float(row.ci_high),
+        seeds,
+        int(row.n_documents),
+        decide(effects, 0.0, bool(effects["seeds_agree"].all())),
+        _each(effects),
+    )
+
+
+def c3b_effects(frozen: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """C3b, by corpus and control: cross-entropy of the heads on the NTP backbone minus the control's, offset 2, data labels,
+    same positions (positive: the NTP backbone's heads stay behind). Tables of gaps.scored_arm, all their seeds."""
+    rows = []
+    for control, other in controls.items():
+        for corpus, ours in _judged(frozen).groupby("corpus", sort=False):
+            theirs = _judged(other)
+            rows.append(
+                {"corpus": corpus, "control": control, **seeded_effect(theirs[theirs.corpus == corpus], "log_prob", ours)}
+            )
+    return pd.DataFrame(rows)
+
+
+def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) -> Verdict:
+    """C3b: in every corpus the heads on the NTP backbone stay behind *every* control (the worst one decides, an
+    intersection-union test), then Holm over corpora."""
+    worst = effects.loc[effects.groupby("corpus", sort=False)["effect"].idxmin()]
+    row = worst.sort_values("effect").iloc[0]
+    return Verdict(
+        "C3b",
+        f"{backbone}, offset 2, data labels: cross-entropy of frozen heads ({arm}) minus that of the same heads on the twin "
+        f"pre-trained for MTP and of the model trained on offset 2 alone [nats], the closer of the two, worst corpus "
+        f"({row.corpus}, {row.control})",
+        float(row.effect),
+        float(row.ci_low),
+        float(row.ci_high),
+        seeds,
+        int(row.n_documents),
+        decide(worst, 0.0, bool(worst["seeds_agree"].all())),
+        _each(worst) + " One pre-training run of each backbone: the spread between those is not in the interval.",
+    )
+
+
+def identity_z(log_prob: np.ndarray, entropy: np.ndarray, kl: np.ndarray, documents: np.ndarray) -> float:
+    """z of the mean of -log q(w) - (H(m2) + KL(m2 || q)) over labels w drawn from the model: near 0 where all three are right."""
+    difference = pd.Series(-log_prob - entropy - kl).groupby(documents).mean()
+    return float(difference.mean() / (difference.std(ddof=1) / np.sqrt(len(difference))))
+
+
+def fading(scores: pd.DataFrame, chosen: int, last: int) -> dict:
+    """Paired contrast on test: cross-entropy read from the last layer minus that from the layer chosen on validation
+    (positive: the information fades towards the last layer). scores: rows of one backbone, corpus and offset, data labels,
+    probes on single layers."""
+    parts = [scores[scores.features == str(layer)] for layer in (chosen, last)]
+    return metrics.paired(parts[0], parts[1], "log_prob")
+
+
+def _each(effects: pd.DataFrame) -> str:
+    return "; ".join(f"{r.corpus}: {r.effect:+.3f} [{r.ci_low:+.3f}, {r.ci_high:+.3f}] nats" for r in effects.itertuples()) + "."

@@ -1,0 +1,74 @@
+"""C3's contrasts against data whose answer is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mtp_utils import head_claims
+
+
+def scores(shift=0.0, seeds=(0, 1, 2), spread=0.0, documents=200, corpora=("code", "prose"), noise=0.3, stream=0):
+    """Rows as gaps.scored_arm makes them: heads `shift` nats behind the marginal, more or less by seed."""
+    rng, frames = np.random.default_rng(stream), []
+    for corpus in corpora:
+        marginal = np.repeat(np.random.default_rng(7).normal(-3, 1, documents), 2)
+        for seed in seeds:
+            behind = shift + spread * (seed - 1) + noise * rng.standard_normal(2 * documents)
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "corpus": corpus,
+                        "document": np.repeat(np.arange(documents), 2),
+                        "position": np.arange(2 * documents),
+                        "offset": 2,
+                        "label_source": "data",
+                        "seed": seed,
+                        "log_prob": marginal - behind,
+                        "marginal_log_prob": marginal,
+                    }
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.2, "reproduced"), (-0.2, "not reproduced")])
+def test_c3a_is_what_the_data_say(shift, verdict):
+    effects = head_claims.c3a_effects(scores(shift))
+    assert np.allclose(effects["effect"], shift, atol=0.05)
+    assert (effects["ci_low"] < shift).all() and (effects["ci_high"] > shift).all()
+    assert head_claims.c3a(effects, "ladder/w256", "residual", (0, 1, 2)).verdict == verdict
+
+
+def test_the_spread_between_seeds_widens_the_interval_and_its_sign_counts():
+    narrow, wide = (head_claims.c3a_effects(scores(0.1, spread=s)).iloc[0] for s in (0.0, 0.3))
+    assert wide.ci_high - wide.ci_low > 3 * (narrow.ci_high - narrow.ci_low)
+    assert narrow.seeds_agree and not wide.seeds_agree
+    assert head_claims.c3a(head_claims.c3a_effects(scores(0.1, spread=0.3)), "b", "residual", (0, 1, 2)).verdict != "reproduced"
+
+
+def test_c3b_needs_the_ntp_heads_behind_every_control():
+    frozen, better, worse = scores(0.3), scores(0.1, stream=1), scores(0.4, stream=2)
+    both = head_claims.c3b_effects(frozen, {"mtp": better, "offset2": scores(0.0, seeds=(0,), stream=3)})
+    assert np.allclose(both[both.control == "mtp"]["effect"], 0.2, atol=0.05)
+    assert head_claims.c3b(both, "b", "residual", (0, 1, 2)).verdict == "reproduced"
+    one = head_claims.c3b_effects(frozen, {"mtp": better, "offset2": worse})
+    assert head_claims.c3b(one, "b", "residual", (0, 1, 2)).verdict == "not reproduced"
+
+
+def test_other_documents_on_the_two_sides_are_refused():
+    with pytest.raises(ValueError, match="other documents"):
+        head_claims.c3b_effects(scores(0.1), {"mtp": scores(0.1, documents=150)})
+
+
+def test_the_identity_holds_on_drawn_labels_and_fails_on_shifted_ones():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(50, 0.1), size=2000)
+    q = rng.dirichlet(np.full(50, 1.0), size=2000)
+    labels = np.array([rng.choice(50, p=row) for row in p])
+    entropy, kl = -(p * np.log(p + 1e-300)).sum(1), (p * (np.log(p + 1e-300) - np.log(q))).sum(1)
+    rows = np.arange(2000)
+    assert abs(head_claims.identity_z(np.log(q[rows, labels]), entropy, kl, rows // 2)) < 4
+    sharp = np.log(0.5 * p + 0.5 / 50)  # a head that knows p somewhat: shifted labels cost it
+    kl = (p * (np.log(p + 1e-300) - sharp)).sum(1)
+    assert abs(head_claims.identity_z(sharp[rows, labels], entropy, kl, rows // 2)) < 4
+    assert head_claims.identity_z(sharp[rows, np.roll(labels, 1)], entropy, kl, rows // 2) > 4
