@@ -17,7 +17,7 @@ from .features import BLOCKS, FrozenFeatures
 from .heads import Heads, HeadSpec
 from .measures import ESTIMATORS, stem_of, stored_labels, stored_marginal
 from .records import Arrays
-from .scoring import Labels, estimator_name, positions_of
+from .scoring import Labels, estimator_name
 from .training import Training, heads_from
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -51,24 +51,33 @@ class Arm:
 
 @dataclass(frozen=True)
 class Bench:
-    """A backbone with its training and validation features: what arms are made on."""
+    """What arms of one backbone are made and scored on: its states on training, validation and test text.
+
+    test: corpus -> (evaluation blocks, the states of their tokens).
+    """
 
     train: FrozenFeatures
     validation: FrozenFeatures
+    test: dict
 
     @property
     def backbone(self):
         return self.train.backbone
 
+    def on(self, tokens: int, horizon: int = 4) -> "Bench":
+        """The same with another amount of training text, or labels drawn up to another offset."""
+        other = bench(self.backbone, tokens, self.train.layers, {}, horizon)
+        return replace(other, test=self.test)
 
-def bench(backbone, tokens: int, layers: tuple[int, ...], horizon: int = 4, seed: int = 0) -> Bench:
-    """Features of `tokens` tokens of the heads split and of a few validation blocks; computed when first asked for."""
-    n = -(-tokens // blocks_module.CONTEXT)
+
+def bench(backbone, tokens: int, layers: tuple[int, ...], test: dict, horizon: int = 4, seed: int = 0) -> Bench:
+    """States of `layers` on `tokens` tokens of the heads split, on a few validation blocks, and on `test` (corpus ->
+    evaluation blocks). Each is computed when first asked for, and only if something is not stored yet."""
     found = []
-    for split, wanted in (("heads", n), ("validation", VALIDATION_BLOCKS)):
-        text = blocks_module.training_blocks(split, backbone.tokenizer, wanted, seed)
+    for split, n in (("heads", -(-tokens // blocks_module.CONTEXT)), ("validation", VALIDATION_BLOCKS)):
+        text = blocks_module.training_blocks(split, backbone.tokenizer, n, seed)
         found.append(FrozenFeatures(backbone, torch.from_numpy(text.astype(np.int64)), layers, horizon))
-    return Bench(*found)
+    return Bench(*found, {c: (part, FrozenFeatures(backbone, part.tokens, layers)) for c, part in test.items()})
 
 
 def trained_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
@@ -119,18 +128,22 @@ def initial_heads(backbone, spec: HeadSpec) -> dict[str, np.ndarray]:
     return {f"heads.{n}": x.cpu().numpy().copy() for n, x in Heads(backbone, spec).state_dict().items()}
 
 
-def scored_arm(run, where: Bench, arm: Arm, blocks, states: FrozenFeatures, base=None) -> pd.DataFrame:
-    """Scores of an arm on evaluation blocks beside the marginal of `base` (the base model; the arm's own backbone if None).
+def scored(run, where: Bench, arm: Arm, base=None) -> pd.DataFrame:
+    """Scores of an arm on every test corpus beside the marginal of `base` (the base model; the arm's own backbone if None).
 
     Columns of measures.py, and those of the arm; kl_to_marginal KL(m_k || head) in nats; marginal_log_prob, marginal_top1,
     marginal_top5 of the same position and label; entropy_m2 of the marginal at that offset; estimator of the marginal.
     """
     base = base or where.backbone
+    return pd.concat([_scored(run, where.backbone, arm, *where.test[corpus], base) for corpus in where.test], ignore_index=True)
+
+
+def _scored(run, backbone, arm: Arm, blocks, states: FrozenFeatures, base) -> pd.DataFrame:
     labels = stored_labels(run, base, blocks)
     marginals = {k: stored_marginal(run, base, blocks, k) for k in arm.spec.offsets}
-    stem = f"03_gaps_{stem_of(where.backbone, blocks)}_{arm.name}"
+    stem = f"03_gaps_{stem_of(backbone, blocks)}_{arm.name}"
     found = run.measure_arrays(
-        stem if base is where.backbone else f"{stem}_{base.name.replace('/', '-')}",
+        stem if base is backbone else f"{stem}_{base.name.replace('/', '-')}",
         gap_arrays,
         modules=[sys.modules[__name__]],
         features=states,
@@ -140,27 +153,25 @@ def scored_arm(run, where: Bench, arm: Arm, blocks, states: FrozenFeatures, base
         heads=arm.arrays,
         spec=arm.spec,
     )
-    keys, frames = positions_of(blocks), []
+    frames = []
     for k in arm.spec.offsets:
         rows = labels.table[labels.table.offset == k]
-        sources = list(dict.fromkeys(rows["label_source"]))
         frame = rows.drop(columns="label").assign(
-            backbone=where.backbone.name, predictor="head", estimator=estimator_name(k, ESTIMATORS[k]), **arm.columns
+            backbone=backbone.name, predictor="head", estimator=estimator_name(k, ESTIMATORS[k]), **arm.columns
         )
-        per_source = ("log_prob", "top1", "top5", "marginal_log_prob", "marginal_top1", "marginal_top5")
-        once = ("kl_to_marginal", "entropy_m2", "entropy")
-        for name in per_source:
-            frame[name] = found.values[f"{name}.{k}"].reshape(-1).astype(float)
-        for name in once:
-            frame[name] = np.tile(found.values[f"{name}.{k}"].astype(float), len(sources))
-        assert frame["document"].tolist() == keys["document"].tolist() * len(sources)
+        for name, values in found.values.items():
+            name, _, offset = name.partition(".")
+            if offset == str(k):  # (sources, positions), or (positions,) where the label plays no part
+                frame[name] = (
+                    np.broadcast_to(values, (rows["label_source"].nunique(), values.shape[-1])).reshape(-1).astype(float)
+                )
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
 
 @torch.no_grad()
 def gap_arrays(features: FrozenFeatures, blocks, labels: Labels, marginals: dict, heads: Arrays, spec: HeadSpec) -> dict:
-    """What `scored_arm` makes its table of: `log_prob.k` ... (sources, positions), `kl_to_marginal.k` ... (positions,)."""
+    """What `scored` makes its table of: `log_prob.k` ... (sources, positions), `kl_to_marginal.k` ... (positions,)."""
     module, found = heads_from(heads, features.backbone, spec), {}
     for k, log_q in head_log_probs(module, features, blocks.scored).items():
         log_m = torch.from_numpy(marginals[k].values["log_probs"])

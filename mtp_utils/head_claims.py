@@ -1,6 +1,6 @@
 """C3: heads on a frozen backbone fall short of the marginal (a), because the layers specialise for the next token (b).
 
-The contrasts are fixed here, before any run. Reads the frames of gaps.scored_arm only.
+The contrasts are fixed here, before any run. Reads the frames of gaps.scored only.
 """
 
 import numpy as np
@@ -53,7 +53,7 @@ def _judged(table: pd.DataFrame) -> pd.DataFrame:
 
 def c3a_effects(scores: pd.DataFrame) -> pd.DataFrame:
     """C3a, by corpus: cross-entropy of the heads minus the marginal's on the same positions, data labels, data-trained heads,
-    offset 2 (positive: the heads fall short). scores: one arm's rows of gaps.scored_arm, all its seeds."""
+    offset 2 (positive: the heads fall short). scores: one arm's rows of gaps.scored, all its seeds."""
     here = _judged(scores)
     here = here.assign(behind=here["marginal_log_prob"] - here["log_prob"])
     return pd.DataFrame([{"corpus": c, **seeded_effect(part, "behind")} for c, part in here.groupby("corpus", sort=False)])
@@ -78,7 +78,7 @@ def c3a(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) 
 
 def c3b_effects(frozen: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """C3b, by corpus and control: cross-entropy of the heads on the NTP backbone minus the control's, offset 2, data labels,
-    same positions (positive: the NTP backbone's heads stay behind). Tables of gaps.scored_arm, all their seeds."""
+    same positions (positive: the NTP backbone's heads stay behind). Tables of gaps.scored, all their seeds."""
     rows = []
     for control, other in controls.items():
         for corpus, ours in _judged(frozen).groupby("corpus", sort=False):

@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM
 
-from . import metrics
+from . import gaps, metrics
 from .backbones import Backbone
 from .features import FrozenFeatures
 from .heads import HeadSpec
+from .training import Training
 
 
 def lens(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
@@ -23,6 +24,22 @@ def lens(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
 def probe(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
     """A trained read-out of a layer: its own norm, a linear map, its own copy of the unembedding, for each offset."""
     return HeadSpec("linear", layer, unembedding="copied", offsets=offsets)
+
+
+def probe_arms(run, where: gaps.Bench, layers: tuple[int, ...], offsets: tuple[int, ...], tokens: int, trial_tokens: int):
+    """A trained probe for each layer; the rate is tuned on the last one and serves all, so every layer gets as many trials."""
+    tuned = gaps.tuned_arm(run, where, probe(where.train.layers[-1], offsets), Training(0.0, tokens), trial_tokens)
+    return [gaps.trained_arm(run, where, probe(layer, offsets), tuned.training) for layer in layers]
+
+
+def best_layer(arms: list[gaps.Arm], offset: int) -> int:
+    """The layer whose probe has the lowest cross-entropy at that offset on validation."""
+
+    def loss(arm: gaps.Arm) -> float:
+        values = arm.arrays.values
+        return float(values["validation"][values["kept"][0], arm.spec.offsets.index(offset)])
+
+    return min(arms, key=loss).spec.features
 
 
 def untrained(backbone: Backbone, seed: int = 0) -> Backbone:
@@ -46,6 +63,15 @@ class NoiseFeatures(FrozenFeatures):
         shape = (len(self.layers), *self.tokens.shape, self.backbone.model.config.get_text_config().hidden_size)
         rng = np.random.default_rng(int(self.fingerprint[:8], 16))
         return rng.standard_normal(shape, np.float32).astype(dtype)
+
+
+def on_noise(where: gaps.Bench) -> gaps.Bench:
+    """The same bench with noise in place of every state."""
+
+    def noise(f: FrozenFeatures) -> NoiseFeatures:
+        return NoiseFeatures(f.backbone, f.tokens, f.layers, f.horizon)
+
+    return gaps.Bench(noise(where.train), noise(where.validation), {c: (part, noise(f)) for c, (part, f) in where.test.items()})
 
 
 def similarity_table(features: FrozenFeatures, blocks, n: int = 1500, seed: int = 0) -> pd.DataFrame:

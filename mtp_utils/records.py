@@ -6,6 +6,7 @@ weights and texts, the versions) and nothing else: not git, or every commit woul
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -102,7 +103,7 @@ def measurement_key(function: Callable, modules: Iterable[ModuleType], arguments
     """sha256 of all that a measurement depends on: code without its comments, arguments, versions."""
     sources = {name: _code(path.read_text("utf-8")) for name, path in sorted(_with_imports(modules).items())}
     sources["function"] = _code(textwrap.dedent(inspect.getsource(function)))
-    versions = {name: importlib.metadata.version(name).split("+")[0] for name in PACKAGES}  # the build is no version
+    versions = {name: _version(name) for name in PACKAGES}
     return sha256(json.dumps([sources, fingerprint(arguments), versions], sort_keys=True).encode())
 
 
@@ -212,15 +213,16 @@ def _with_imports(modules: Iterable[ModuleType]) -> dict[str, Path]:
         if name in found:
             continue
         found[name] = path
-        for imported in _package_imports(path):
+        for imported in _package_imports(path.read_text("utf-8")):
             waiting.append((f"mtp_utils.{imported}", paths.PACKAGE / f"{imported}.py"))
     return found
 
 
-def _package_imports(path: Path) -> set[str]:
-    """Names of the package's modules that a file imports, by `from . import a`, `from .a import b` or in full."""
+@functools.cache
+def _package_imports(source: str) -> frozenset[str]:
+    """Names of the package's modules that a source imports, by `from . import a`, `from .a import b` or in full."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             module = (node.module or "").split(".")
             if node.level == 0 and module.pop(0) != "mtp_utils":
@@ -228,9 +230,15 @@ def _package_imports(path: Path) -> set[str]:
             names |= {module[0]} if module and module[0] else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("mtp_utils.")}
-    return {n for n in names - NOT_MEASURING if (paths.PACKAGE / f"{n}.py").is_file()}
+    return frozenset(n for n in names - NOT_MEASURING if (paths.PACKAGE / f"{n}.py").is_file())
 
 
+@functools.cache
+def _version(name: str) -> str:
+    return importlib.metadata.version(name).split("+")[0]  # the build is no version
+
+
+@functools.cache
 def _code(source: str) -> str:
-    """The source without comments and layout, so that rewording a comment measures nothing again."""
-    return ast.dump(ast.parse(source))
+    """sha256 of the source without comments and layout, so that rewording a comment measures nothing again."""
+    return sha256(ast.dump(ast.parse(source)).encode())

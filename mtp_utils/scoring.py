@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ class Labels:
 
     table: pd.DataFrame
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(self.table.to_csv(index=False).encode()).hexdigest()
 

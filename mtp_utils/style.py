@@ -24,6 +24,18 @@ STYLE = {  # name -> colour, marker, line style
     "data": ("#000000", "o", "-"),
     "sampled": ("#0072B2", "D", "--"),
     "greedy": ("#CC79A7", "P", ":"),
+    "offset2": ("#0072B2", "o", "-"),
+    "offset3": ("#56B4E9", "^", "--"),
+    "offset4": ("#CC79A7", "D", "-."),
+    "frozen": ("#D55E00", "^", "--"),
+    "residual": ("#D55E00", "^", "--"),
+    "linear": ("#E69F00", "v", "-."),
+    "block": ("#CC79A7", "P", ":"),
+    "floor": ("#56B4E9", "x", ":"),
+    "ntp backbone": ("#7f7f7f", "s", "-"),
+    "mtp twin": ("#0072B2", "D", "--"),
+    "offset-2 twin": ("#009E73", "P", "-."),
+    "untrained": ("#E69F00", "x", ":"),
 }
 SIZES = ("#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b")
 LABEL = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "cross_entropy": "cross-entropy [nats/token]"}
@@ -33,6 +45,11 @@ NAMES = {
     "greedy_path": "greedy path",
     "ntp": "NTP (offset 1)",
     "gold": "true m2 (grammar)",
+    "offset2": "offset 2",
+    "offset3": "offset 3",
+    "offset4": "offset 4",
+    "frozen": "best frozen head",
+    "floor": "least gap at this width",
 }
 
 

@@ -32,16 +32,15 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def where(backbone, monkeypatch):
+def where(backbone, text, monkeypatch):
     monkeypatch.setattr(gaps, "VALIDATION_BLOCKS", 3)
     monkeypatch.setattr(blocks, "stream", lambda c, s, t: np.random.default_rng(len(s)).integers(1, 1024, 4000).astype(np.uint16))
-    return gaps.bench(backbone, 4096, tuple(range(7)))
+    return gaps.bench(backbone, 4096, tuple(range(7)), {"prose": text})
 
 
 def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_zero(run, where, text):
     arm = gaps.untrained_arm(run, where, layers.lens(6, (1, 2)))
-    states = FrozenFeatures(where.backbone, text.tokens, tuple(range(7)))
-    found = gaps.scored_arm(run, where, arm, text, states)
+    found = gaps.scored(run, where, arm)
     first = found[found.offset == 1]
     assert first["kl_to_marginal"].abs().max() < 1e-4
     assert (
@@ -53,7 +52,7 @@ def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_ze
 
 def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run, where, text, backbone):
     arm = gaps.untrained_arm(run, where, layers.lens(3, (2,)))
-    found = gaps.scored_arm(run, where, arm, text, FrozenFeatures(backbone, text.tokens, tuple(range(7))))
+    found = gaps.scored(run, where, arm)
     data = found[found.label_source == "data"].reset_index()
     with torch.no_grad():
         hidden = backbone.model(text.tokens, output_hidden_states=True).hidden_states[3]
@@ -68,7 +67,7 @@ def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run
 
 def test_expected_cross_entropy_on_the_models_own_text_is_entropy_plus_kl(run, where, text, backbone):
     arm = gaps.untrained_arm(run, where, layers.lens(6, (2,)))
-    found = gaps.scored_arm(run, where, arm, text, FrozenFeatures(backbone, text.tokens, tuple(range(7))))
+    found = gaps.scored(run, where, arm)
     m = future_log_probs(backbone.model, text.tokens, 2, exact=True, positions=text.scored).log_probs[text.scored]
     with torch.no_grad():
         q = backbone.model(text.tokens).logits.log_softmax(-1)[text.scored]

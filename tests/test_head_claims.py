@@ -8,7 +8,7 @@ from mtp_utils import head_claims
 
 
 def scores(shift=0.0, seeds=(0, 1, 2), spread=0.0, documents=200, corpora=("code", "prose"), noise=0.3, stream=0):
-    """Rows as gaps.scored_arm makes them: heads `shift` nats behind the marginal, more or less by seed."""
+    """Rows as gaps.scored makes them: heads `shift` nats behind the marginal, more or less by seed."""
     rng, frames = np.random.default_rng(stream), []
     for corpus in corpora:
         marginal = np.repeat(np.random.default_rng(7).normal(-3, 1, documents), 2)

@@ -1,0 +1,139 @@
+"""Figures of notebooks 03 and 04: a table in, a matplotlib Figure out, in the style of style.py."""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from .style import LABEL, STYLE, errors, line, log_params, new_axes
+
+OFFSETS = {1: "ntp", 2: "offset2", 3: "offset3", 4: "offset4"}
+
+
+def by_layer(summary: pd.DataFrame, metric: str, title: str, blind: pd.DataFrame | None = None) -> Figure:
+    """A metric of each layer's probe (solid) and logit lens (dashed, offsets 1 and 2), a panel a corpus, a line an offset.
+
+    summary: corpus, offset, layer, readout (`probe`, `lens`), metric, value, ...; blind: the probe on noise, dotted."""
+    corpora = list(dict.fromkeys(summary["corpus"]))
+    figure, axes = new_axes(len(corpora), width=4.0, height=3.6, sharey=True)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        here = summary[(summary.corpus == corpus) & (summary.metric == metric)]
+        for offset, name in OFFSETS.items():
+            rows = here[(here.offset == offset) & (here.readout == "probe")].sort_values("layer")
+            line(ax, rows["layer"] + 0.05 * (offset - 2), rows, name)
+            lens = here[(here.offset == offset) & (here.readout == "lens")].sort_values("layer")
+            if offset <= 2:
+                ax.plot(lens["layer"], lens["value"], color=STYLE[name][0], linestyle=(0, (1, 2)), linewidth=1.2)
+        if blind is not None:
+            level = blind[(blind.corpus == corpus) & (blind.metric == metric)]["value"].mean()
+            ax.axhline(level, color="black", linestyle=":", linewidth=0.9, label="probe on noise")
+        ax.set(title=corpus, xlabel="layer (0: embeddings)", ylabel=LABEL[metric] if ax is axes[0] else "")
+        if metric == "cross_entropy":
+            ax.set_ylim(0, min(ax.get_ylim()[1], 9))
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def by_layer_and_backbone(summary: pd.DataFrame, metric: str, title: str) -> Figure:
+    """One offset's probes by layer, a panel a corpus, a line a backbone (`kind` names its style)."""
+    corpora = list(dict.fromkeys(summary["corpus"]))
+    figure, axes = new_axes(len(corpora), width=4.0, height=3.4, sharey=True)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        for i, kind in enumerate(dict.fromkeys(summary["kind"])):
+            rows = summary[(summary.corpus == corpus) & (summary.kind == kind) & (summary.metric == metric)].sort_values("layer")
+            line(ax, rows["layer"] + 0.06 * (i - 1), rows, kind)
+        ax.set(title=corpus, xlabel="layer (0: embeddings)", ylabel=LABEL[metric] if ax is axes[0] else "")
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def similarity(table: pd.DataFrame, title: str) -> Figure:
+    """CKA of every two layers, a map a backbone. table: backbone, layer, other, cka."""
+    names = list(dict.fromkeys(table["backbone"]))
+    figure, axes = new_axes(len(names), width=3.3, height=3.2)
+    for ax, name in zip(axes, names, strict=True):
+        grid = table[table.backbone == name].pivot_table(index="layer", columns="other", values="cka")
+        bar = {"cbar": True, "cbar_kws": {"label": "CKA"}} if ax is axes[-1] else {"cbar": False}
+        sns.heatmap(grid, ax=ax, cmap="cividis", vmin=0, vmax=1, annot=True, fmt=".2f", annot_kws={"size": 7}, square=True, **bar)
+        ax.set(title=name, xlabel="layer", ylabel="layer" if ax is axes[0] else "")
+        ax.invert_yaxis()
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def mix_weights(table: pd.DataFrame, title: str) -> Figure:
+    """LayerMix's learned weights by layer, a panel a backbone, a line an offset. table: backbone, offset, layer, weight."""
+    names = list(dict.fromkeys(table["backbone"]))
+    figure, axes = new_axes(len(names), width=3.4, height=3.0, sharey=True)
+    for ax, name in zip(axes, names, strict=True):
+        for offset, group in table[table.backbone == name].groupby("offset"):
+            colour, marker, style = STYLE[OFFSETS[offset]]
+            ax.plot(group["layer"], group["weight"], color=colour, marker=marker, linestyle=style, label=f"offset {offset}")
+        ax.set(title=name, xlabel="layer (0: embeddings)", ylabel="weight" if ax is axes[0] else "", ylim=(0, 1))
+    axes[-1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str) -> Figure:
+    """A gap to the marginal for each arm, a panel a corpus, a marker an offset; zero is the marginal itself.
+
+    summary: corpus, offset, arm, metric, value, ..."""
+    corpora, arms = list(dict.fromkeys(summary["corpus"])), list(dict.fromkeys(summary["arm"]))
+    offsets = sorted(set(summary["offset"]))
+    figure, axes = new_axes(len(corpora), width=4.0, height=1.0 + 0.45 * len(arms), sharey=True)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        for i, offset in enumerate(offsets):
+            rows = summary[(summary.corpus == corpus) & (summary.offset == offset) & (summary.metric == metric)]
+            rows = rows.set_index("arm").reindex(arms)
+            colour, marker, _ = STYLE[OFFSETS[offset]]
+            ax.errorbar(rows["value"], np.arange(len(arms)) + 0.2 * (i - (len(offsets) - 1) / 2), xerr=errors(rows), color=colour,
+                        marker=marker, linestyle="none", capsize=2, label=f"offset {offset}")  # fmt: skip
+        ax.axvline(0, color="black", linewidth=0.9)
+        ax.set(title=corpus, xlabel=xlabel, yticks=range(len(arms)), yticklabels=arms)
+    axes[0].invert_yaxis()
+    axes[-1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figure:
+    """Metrics against size: a row a metric, a column a corpus, a line per `name` (in STYLE).
+
+    summary: corpus, n_params, name, metric, value, ...; metrics: name of the metric -> label of its axis."""
+    corpora = list(dict.fromkeys(summary["corpus"]))
+    figure, _ = new_axes(1, width=3.6 * len(corpora), height=3.1 * len(metrics))
+    figure.clear()
+    grid = figure.subplots(len(metrics), len(corpora), squeeze=False, sharey="row")
+    for axes, (metric, label) in zip(grid, metrics.items(), strict=True):
+        for ax, corpus in zip(axes, corpora, strict=True):
+            for name in dict.fromkeys(summary["name"]):
+                rows = summary[(summary.corpus == corpus) & (summary.name == name) & (summary.metric == metric)]
+                if len(rows):
+                    line(ax, rows.sort_values("n_params")["n_params"], rows.sort_values("n_params"), name)
+            log_params(ax, summary["n_params"])
+            ax.set(title=corpus if axes is grid[0] else "", ylabel=label if ax is axes[0] else "")
+            ax.set_ylim(bottom=0)
+        axes[0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Figure:
+    """A gap against the tokens heads were trained on, a panel a corpus, a line an arm (`name`, in STYLE)."""
+    corpora = list(dict.fromkeys(summary["corpus"]))
+    figure, axes = new_axes(len(corpora), width=3.6, height=3.2, sharey=True)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        for name in dict.fromkeys(summary["name"]):
+            rows = summary[(summary.corpus == corpus) & (summary.name == name) & (summary.metric == metric)]
+            line(ax, rows.sort_values("train_tokens")["train_tokens"], rows.sort_values("train_tokens"), name)
+        ax.axhline(0, color="black", linewidth=0.9)
+        ax.set_xscale("log", base=2)
+        ticks = sorted(set(summary["train_tokens"]))
+        ax.set_xticks(ticks, [f"{t / 1e6:.2g}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
+        ax.set(title=corpus, xlabel="training tokens of the heads", ylabel=ylabel if ax is axes[0] else "")
+    axes[-1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
