@@ -8,9 +8,8 @@ import pandas as pd
 import torch
 
 from . import blocks as blocks_module
-from . import corpora, metrics, ngrams, translation
-from .marginal import future_log_probs
-from .scoring import Labels, Tokenizer, parts_of, score
+from . import corpora, ngrams, scoring, translation
+from .scoring import Labels, Tokenizer, score
 
 
 def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split: str) -> pd.DataFrame:
@@ -55,7 +54,7 @@ def gold_table(tokenizer: Tokenizer, blocks, labels: Labels, offset: int = 2) ->
             mass[ids[t + offset - 1]] += p  # token 0 of a block is END
         log_probs[i] = (mass / mass.sum()).log()
     found = score(log_probs, labels.table[labels.table.label_source == "data"], offset, "grammar", "gold", "exact")
-    return found.assign(entropy=metrics.entropy(log_probs).numpy(), max_prob=log_probs.max(-1).values.exp().numpy())
+    return found.assign(entropy=scoring.entropy(log_probs).numpy(), max_prob=log_probs.max(-1).values.exp().numpy())
 
 
 def _alternatives(document, prefix: list[int], tokenizer) -> list[tuple[list[int], float]]:
@@ -69,40 +68,22 @@ def _alternatives(document, prefix: list[int], tokenizer) -> list[tuple[list[int
     return [(ids, p) for ids, (_, p) in zip(encoded, options, strict=True) if ids[: len(prefix)] == prefix]
 
 
-def negative_control_table(backbone, blocks, labels: Labels, seed: int = 0, draws: int = 200) -> pd.DataFrame:
+def negative_control_table(marginal, blocks, labels: Labels, name: str, seed: int = 0, draws: int = 200) -> pd.DataFrame:
     """Arg-max predictions paired with *another* document's labels, against the product of the two marginal frequencies.
 
     The observed hit rate over random re-pairings must equal sum_w freq(prediction = w) freq(label = w) restricted to
-    pairs of different documents. One row per offset-2 re-pairing: rate, expected.
+    pairs of different documents. marginal: the stored arrays at offset 2. One row per re-pairing: rate, expected.
     """
-    argmax = torch.cat(
-        [
-            future_log_probs(
-                backbone.model, blocks.tokens[p], 2, top_k=64, attention_mask=blocks.mask[p], positions=blocks.scored[p]
-            )
-            .log_probs[blocks.scored[p]]
-            .argmax(-1)
-            for p in parts_of(blocks, f"negative control {backbone.name} {blocks.corpus}")
-        ]
-    ).numpy()
+    argmax = marginal.values["log_probs"].argmax(1)
     data = labels.table
     data = data[(data.offset == 2) & (data.label_source == "data")]
     rng = np.random.default_rng(seed)
     documents = data["document"].to_numpy()
     other = documents[:, None] != documents[None]
     hits = argmax[:, None] == data["label"].to_numpy()[None]
-    expected = float(hits[other].mean())
+    expected, own = float(hits[other].mean()), float(hits.diagonal().mean())
     rows = []
     for draw in range(draws):
         partner = np.array([rng.choice(np.flatnonzero(allowed)) for allowed in other])
-        rows.append(
-            (
-                backbone.name,
-                blocks.corpus,
-                draw,
-                float(hits[np.arange(len(hits)), partner].mean()),
-                expected,
-                float(hits.diagonal().mean()),
-            )
-        )
+        rows.append((name, blocks.corpus, draw, float(hits[np.arange(len(hits)), partner].mean()), expected, own))
     return pd.DataFrame(rows, columns=["backbone", "corpus", "draw", "rate", "expected", "top1_true_pairs"])

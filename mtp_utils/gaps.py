@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from . import blocks as blocks_module
-from . import metrics, training
+from . import metrics, scoring, training
 from .features import BLOCKS, FrozenFeatures
 from .heads import Heads, HeadSpec
 from .measures import ESTIMATORS, stem_of, stored_labels, stored_marginal
@@ -176,12 +176,12 @@ def gap_arrays(features: FrozenFeatures, blocks, labels: Labels, marginals: dict
     for k, log_q in head_log_probs(module, features, blocks.scored).items():
         log_m = torch.from_numpy(marginals[k].values["log_probs"])
         log_m = log_m - log_m.logsumexp(-1, keepdim=True)
-        found[f"kl_to_marginal.{k}"] = metrics.kl(log_m, log_q).numpy()
-        found[f"entropy_m2.{k}"], found[f"entropy.{k}"] = metrics.entropy(log_m).numpy(), metrics.entropy(log_q).numpy()
+        found[f"kl_to_marginal.{k}"] = scoring.kl(log_m, log_q).numpy()
+        found[f"entropy_m2.{k}"], found[f"entropy.{k}"] = scoring.entropy(log_m).numpy(), scoring.entropy(log_q).numpy()
         rows = labels.table[labels.table.offset == k]
         for prefix, values in (("", log_q), ("marginal_", log_m)):
             scores = [
-                metrics.scores(values, torch.from_numpy(part["label"].to_numpy().copy()))
+                scoring.scores(values, torch.from_numpy(part["label"].to_numpy().copy()))
                 for _, part in rows.groupby("label_source", sort=False)
             ]
             for name in scores[0]:
@@ -239,4 +239,4 @@ def unembedding_floor(log_m: torch.Tensor, weight: torch.Tensor, bias=None, step
 
     optimizer.step(closure)
     with torch.no_grad():
-        return metrics.kl(log_m, log_q())
+        return scoring.kl(log_m, log_q())

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import controls, metrics, offsets
+from . import controls, offsets, records, scoring
 from .marginal import future_log_probs, future_tokens
+from .rows import one_prefix
 from .scoring import Labels, Tokenizer, estimator_name, parts_of, positions_of, score, seeds_of
 
 DRAWN = ("sampled", "greedy")  # label sources beyond the data's own
@@ -25,24 +26,41 @@ def stem_of(backbone, blocks) -> str:
     return f"{backbone.name.replace('/', '-')}_{blocks.corpus}"
 
 
-def stored_labels(run, backbone, blocks) -> Labels:
-    """The labels of one backbone on one corpus: all sources for the profile's last rungs, the data's own for the others."""
-    stem = f"01_labels_{stem_of(backbone, blocks)}"
-    drawn = DRAWN if backbone.name in run.profile.last_rungs else ()
-    return Labels(run.measure(stem, label_table, modules=[sys.modules[__name__]], backbone=backbone, blocks=blocks, drawn=drawn))
+def measured_at(run, backbone) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """(offsets, label sources beyond data) of a backbone: all for the profile's last rungs, offsets 1 and 2 for the others."""
+    last = backbone.name in run.profile.last_rungs
+    return (tuple(range(1, run.profile.horizon + 1)), DRAWN) if last else ((1, 2), ())
 
 
-def stored_marginal(run, backbone, blocks, offset: int):
-    """The marginal of one backbone on one corpus at one offset, from the stored arrays where they exist."""
+def stored_marginals(run, backbone, blocks, offset: int = 1) -> records.Arrays:
+    """The arrays of one backbone on one corpus that hold this offset (and the drawn labels), measured if they are not stored."""
+    offsets_wanted, drawn = measured_at(run, backbone)
+    stem = f"01_marginals_{stem_of(backbone, blocks)}"
+    if offset not in offsets_wanted:
+        stem, offsets_wanted, drawn = f"{stem}_{offset}", (offset,), ()
     return run.measure_arrays(
-        f"01_marginal{offset}_{stem_of(backbone, blocks)}",
+        stem,
         marginal_arrays,
         modules=[sys.modules[__name__]],
         backbone=backbone,
         blocks=blocks,
-        offset=offset,
-        estimator=ESTIMATORS[offset],
+        estimators={str(k): ESTIMATORS[k] for k in offsets_wanted},
+        drawn=drawn,
     )
+
+
+def stored_marginal(run, backbone, blocks, offset: int) -> records.Arrays:
+    """The marginal of one backbone on one corpus at one offset: the arrays of `marginal_arrays`, without the offset's number."""
+    found = stored_marginals(run, backbone, blocks, offset)
+    ending = f".{offset}"
+    values = {name.removesuffix(ending): x for name, x in found.values.items() if name.endswith(ending)}
+    return records.Arrays(values, f"{found.fingerprint}{ending}")
+
+
+def stored_labels(run, backbone, blocks) -> Labels:
+    """The labels of one backbone on one corpus: all sources for the profile's last rungs, the data's own for the others."""
+    drawn = {n.split(".")[1]: x for n, x in stored_marginals(run, backbone, blocks).values.items() if n.startswith("labels.")}
+    return Labels(label_table(blocks, {source: drawn[source] for source in DRAWN if source in drawn}))
 
 
 def marginal_scores(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> pd.DataFrame:
@@ -94,71 +112,74 @@ def ntp_table(backbone, blocks) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "cross_entropy", "n_tokens"])
 
 
-def label_table(backbone, blocks, drawn: tuple[str, ...] = DRAWN) -> pd.DataFrame:
-    """The token at each offset by label source: the document's own, drawn from the backbone, its greedy continuation.
+def label_table(blocks, drawn: dict[str, np.ndarray]) -> pd.DataFrame:
+    """The token at each offset by label source: the document's own, and those of `drawn`, source -> (positions, horizon).
 
-    Drawn once, seeded per document and position; stored, so that every later measurement scores the same labels.
+    One row per offset, source and scored position; token_class of the data's own, -1 for the others.
     """
-    frames = []
-    keys = positions_of(blocks)
-    drawn = {source: [] for source in drawn}
-    seeds = seeds_of("labels", blocks)
-    for part in parts_of(blocks, f"labels {backbone.name} {blocks.corpus}") if drawn else ():
-        for source in drawn:
-            tokens = future_tokens(
-                backbone.model,
-                blocks.tokens[part],
-                blocks.horizon,
-                sample=source == "sampled",
-                seed=seeds[part],
-                attention_mask=blocks.mask[part],
-                positions=blocks.scored[part],
-            )
-            drawn[source].append(tokens[blocks.scored[part]])
+    keys, frames = positions_of(blocks), []
     for offset in range(1, blocks.horizon + 1):
-        frames.append(
-            keys.assign(
-                offset=offset,
-                label_source="data",
-                label=offsets.labels_of(blocks.tokens, blocks.scored, offset).numpy(),
-                token_class=offsets.labels_of(blocks.classes, blocks.scored, offset).numpy(),
-            )
-        )
+        label = offsets.labels_of(blocks.tokens, blocks.scored, offset).numpy()
+        kind = offsets.labels_of(blocks.classes, blocks.scored, offset).numpy()
+        frames.append(keys.assign(offset=offset, label_source="data", label=label, token_class=kind))
         for source, tokens in drawn.items():
-            frames.append(
-                keys.assign(offset=offset, label_source=source, label=torch.cat(tokens)[:, offset - 1].numpy(), token_class=-1)
-            )
+            frames.append(keys.assign(offset=offset, label_source=source, label=tokens[:, offset - 1], token_class=-1))
     return pd.concat(frames, ignore_index=True)
 
 
-def marginal_arrays(backbone, blocks, offset: int, estimator: dict) -> dict[str, np.ndarray]:
-    """The marginal at one offset on all scored positions, whatever the label; estimator: arguments of future_log_probs.
+def marginal_arrays(backbone, blocks, estimators: dict[str, dict], drawn: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The marginal at every offset on all scored positions, whatever the label, and the labels drawn from the backbone.
 
-    log_probs (positions, vocab) float32, nats; captured_mass, certified, candidates, entropy and max_prob of the
-    distribution (positions,); exact ones: entropy is H, and mutual_information stands beside it.
+    estimators: offset -> arguments of future_log_probs. By offset k: `log_probs.k` (positions, vocab) float32, nats;
+    `captured_mass.k`, `certified.k`, `candidates.k`, `entropy.k` and `max_prob.k` of the distribution (positions,); with an
+    exact sum and drawn labels `mutual_information.k`, else nan. `labels.<source>` (positions, horizon): drawn once, seeded
+    per document and position, and stored, so that every later measurement scores the same labels.
     """
-    exact = bool(estimator.get("exact")) and offset > 1
     found = {}
-    seeds = seeds_of(f"offset {offset}", blocks)
-    for part in parts_of(blocks, f"offset {offset} {backbone.name} {blocks.corpus}"):
+    seeds = {name: seeds_of(name, blocks) for name in ("labels", *(f"offset {k}" for k in estimators))}
+    for part in parts_of(blocks, f"{backbone.name} {blocks.corpus}"):
         wanted = blocks.scored[part]
         call = {"attention_mask": blocks.mask[part], "positions": wanted}
-        f = future_log_probs(
-            backbone.model, blocks.tokens[part], offset, with_entropy=exact, seed=seeds[part], **estimator, **call
-        )
-        log_probs = f.log_probs[wanted]
-        columns = {
-            "log_probs": log_probs,
-            "captured_mass": f.captured_mass[wanted],
-            "certified": f.certified[wanted].float(),
-            "candidates": f.num_candidates[wanted].float(),
-            "entropy": metrics.entropy(log_probs),
-            "mutual_information": f.mutual_information[wanted] if exact else torch.full((len(log_probs),), torch.nan),
-            "max_prob": log_probs.max(-1).values.exp(),
-        }
-        for name, values in columns.items():
-            found.setdefault(name, []).append(values.cpu().numpy())
+        with one_prefix():
+            for source in drawn:
+                tokens = future_tokens(
+                    backbone.model,
+                    blocks.tokens[part],
+                    blocks.horizon,
+                    sample=source == "sampled",
+                    seed=seeds["labels"][part],
+                    **call,
+                )
+                found.setdefault(f"labels.{source}", []).append(tokens[wanted].numpy())
+            for k, estimator in estimators.items():
+                with_entropy = bool(estimator.get("exact") and drawn) and k != "1"
+                f = future_log_probs(
+                    backbone.model,
+                    blocks.tokens[part],
+                    int(k),
+                    with_entropy=with_entropy,
+                    seed=seeds[f"offset {k}"][part],
+                    **estimator,
+                    **call,
+                )
+                for name, values in _of_positions(f, wanted).items():
+                    found.setdefault(f"{name}.{k}", []).append(values.cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _of_positions(f, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What is kept of a FutureLogProbs, at the wanted positions only."""
+    log_probs, known = f.log_probs[wanted], f.conditional_entropy
+    entropy = scoring.entropy(log_probs)
+    return {
+        "log_probs": log_probs,
+        "captured_mass": f.captured_mass[wanted],
+        "certified": f.certified[wanted].float(),
+        "candidates": f.num_candidates[wanted].float(),
+        "entropy": entropy,
+        "mutual_information": torch.full_like(entropy, torch.nan) if known is None else entropy - known[wanted],
+        "max_prob": log_probs.max(-1).values.exp(),
+    }
 
 
 def marginal_table(marginal, labels: Labels, name: str, offset: int, estimator: dict) -> pd.DataFrame:
@@ -170,6 +191,7 @@ def marginal_table(marginal, labels: Labels, name: str, offset: int, estimator: 
     return rows.assign(**{name: np.tile(values, sources) for name, values in extra.items()})
 
 
+@one_prefix()
 def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
     """At offset 2, each estimator against the exact sum on the same positions: error of the distribution (total
     variation), of the cross-entropy, H and I, captured mass, certified share, agreement of the arg-max, candidates."""
@@ -201,9 +223,9 @@ def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
                         log_prob_exact=true.gather(1, label[:, None])[:, 0].double().numpy(),
                         total_variation=(0.5 * (values.exp() - true.exp()).abs().sum(1)).double().numpy(),
                         outside_bounds=_outside(values, true, captured).numpy() if bounded and which == "S" else np.nan,
-                        entropy=metrics.entropy(values).double().numpy(),
-                        entropy_exact=metrics.entropy(true).double().numpy(),
-                        mutual_information=(metrics.entropy(values) - known).double().numpy(),
+                        entropy=scoring.entropy(values).double().numpy(),
+                        entropy_exact=scoring.entropy(true).double().numpy(),
+                        mutual_information=(scoring.entropy(values) - known).double().numpy(),
                         mutual_information_exact=exact.mutual_information[wanted].double().numpy(),
                         captured_mass=captured.double().numpy(),
                         certified=found.certified[wanted].double().numpy(),

@@ -1,35 +1,12 @@
-"""Scores of distributions against labels, and intervals by documents."""
+"""Statistics on tables: intervals by documents, paired contrasts, Holm, AUROC, CKA. Nothing here measures."""
 
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
-from .expansion import entropy_of
-
 RESAMPLES = 2000
-
-
-def scores(log_probs: torch.Tensor, labels: torch.Tensor) -> dict[str, np.ndarray]:
-    """Per-position log-probability of the label (nats), top-1 and top-5 hits. log_probs: (N, V); labels: (N,)."""
-    of_label = log_probs.gather(1, labels[:, None])
-    better = (log_probs > of_label).sum(1)  # ties count for the label with the lower id, as in arg-max
-    ties = ((log_probs == of_label) & (torch.arange(log_probs.shape[1], device=labels.device) < labels[:, None])).sum(1)
-    rank = (better + ties).cpu().numpy()
-    return {"log_prob": of_label[:, 0].double().cpu().numpy(), "top1": (rank < 1).astype(float), "top5": (rank < 5).astype(float)}
-
-
-def entropy(log_probs: torch.Tensor) -> torch.Tensor:
-    """H(p) = - sum p log p in nats over the last dimension; zero-probability tokens add nothing. Normalise first."""
-    return entropy_of(log_probs.exp())
-
-
-def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) = sum p (log p - log q) in nats over the last dimension; no epsilon, so q = 0 < p gives inf."""
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
 
 
 def mean_interval(values: np.ndarray, documents: np.ndarray) -> tuple[float, float, float]:
@@ -44,10 +21,10 @@ def intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     As scipy.stats.bootstrap(method="BCa") computes them for a mean (Efron 1987), with the same resamples for every column,
     so that thousands cost one matrix product. A constant column, or a single document, has an interval of width 0.
     """
-    n, centre = len(means), means.mean(0)
+    n, centre = len(means), means.sum(0) / len(means)
     if n < 2:
         return centre, centre, centre
-    draws = _resamples(n) @ means
+    draws = _resamples(n) @ means / n  # whole counts: a draw of hits that equals the mean is equal to the last bit
     below = ((draws < centre).mean(0) + (draws <= centre).mean(0)) / 2
     deviation = means - centre
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -63,8 +40,8 @@ def intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=8)
 def _resamples(n: int) -> np.ndarray:
-    """(RESAMPLES, n): how often each document is drawn in each resample, over n."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
+    """(RESAMPLES, n): how often each document is drawn in each resample."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
 
 
 def summarise(table: pd.DataFrame, by: list[str], metrics: list[str]) -> pd.DataFrame:

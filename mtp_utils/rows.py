@@ -1,6 +1,7 @@
 """The caller's batch, checked, with its padding closed up; and its way through an engine in sub-batches."""
 
 from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral
 
 import torch
@@ -27,6 +28,30 @@ def undisturbed(model):
     finally:
         for module in training:
             module.training = True
+
+
+_kept: ContextVar[dict | None] = ContextVar("mtp_prefixes", default=None)
+
+
+@contextmanager
+def one_prefix():
+    """Inside, calls with the same model, tokens and wanted positions share one prefix pass, whatever their offsets."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def engine_on(engine_class, model, inputs):
+    """The engine after its prefix pass over `inputs`; inside `one_prefix` one that was made before."""
+    kept = _kept.get()
+    if kept is None:
+        return engine_class(model, *inputs)
+    name = engine_class, id(model), *(x.cpu().numpy().tobytes() for x in inputs)
+    if name not in kept:
+        kept[name] = engine_class(model, *inputs)
+    return kept[name]
 
 
 class Rows:
@@ -77,7 +102,7 @@ class Rows:
             t = self.t[where[:, 0], where[:, 1]]
             prefixes = [self.ids[row][self.there[row]][: t[where[:, 0] == row].max() + 1] for row in group]
             inputs = pad_sequence(prefixes, batch_first=True), torch.searchsorted(group, where[:, 0].contiguous()), t
-            engine = engine_class(model, *(x.to(model.device) for x in inputs))
+            engine = engine_on(engine_class, model, [x.to(model.device) for x in inputs])
             engine.where = where.to(model.device)
             roots = torch.arange(len(where), device=model.device)
             yield engine, Level(roots, torch.ones_like(roots, dtype=precise(roots.device))), where

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import metrics
+from .expansion import entropy_of
 from .runtime import progress, seed_for
 
 BATCH = 8  # documents a step
@@ -36,6 +36,26 @@ class Tokenizer:
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+def scores(log_probs: torch.Tensor, labels: torch.Tensor) -> dict[str, np.ndarray]:
+    """Per-position log-probability of the label (nats), top-1 and top-5 hits. log_probs: (N, V); labels: (N,)."""
+    of_label = log_probs.gather(1, labels[:, None])
+    better = (log_probs > of_label).sum(1)  # ties count for the label with the lower id, as in arg-max
+    ties = ((log_probs == of_label) & (torch.arange(log_probs.shape[1], device=labels.device) < labels[:, None])).sum(1)
+    rank = (better + ties).cpu().numpy()
+    return {"log_prob": of_label[:, 0].double().cpu().numpy(), "top1": (rank < 1).astype(float), "top5": (rank < 5).astype(float)}
+
+
+def entropy(log_probs: torch.Tensor) -> torch.Tensor:
+    """H(p) = - sum p log p in nats over the last dimension; zero-probability tokens add nothing. Normalise first."""
+    return entropy_of(log_probs.exp())
+
+
+def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) = sum p (log p - log q) in nats over the last dimension; no epsilon, so q = 0 < p gives inf."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+
+
 def positions_of(blocks) -> pd.DataFrame:
     """document, position of every scored position, row by row: the order of all tables."""
     row, position = np.nonzero(blocks.scored.numpy())
@@ -57,7 +77,7 @@ def score(log_probs: torch.Tensor, labels: pd.DataFrame, offset: int, name: str,
                 backbone=name,
                 predictor=predictor,
                 estimator=estimator,
-                **metrics.scores(log_probs, torch.from_numpy(rows["label"].to_numpy().copy())),
+                **scores(log_probs, torch.from_numpy(rows["label"].to_numpy().copy())),
             )
         )
     return pd.concat(frames, ignore_index=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtp_utils import blocks, gaps, layers, metrics
+from mtp_utils import blocks, gaps, layers, metrics, scoring
 from mtp_utils.backbones import load_backbone, unembed
 from mtp_utils.features import FrozenFeatures
 from mtp_utils.heads import HeadSpec
@@ -61,8 +61,8 @@ def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run
     label = labels_of(text.tokens, text.scored, 2)
     assert np.abs(data["log_prob"] - q.gather(1, label[:, None])[:, 0].numpy()).max() < 0.05
     assert np.abs(data["marginal_log_prob"] - m.gather(1, label[:, None])[:, 0].numpy()).max() < 1e-3
-    assert np.abs(data["kl_to_marginal"] - metrics.kl(m, q).numpy()).max() < 0.05
-    assert np.abs(data["entropy_m2"] - metrics.entropy(m).numpy()).max() < 1e-3
+    assert np.abs(data["kl_to_marginal"] - scoring.kl(m, q).numpy()).max() < 0.05
+    assert np.abs(data["entropy_m2"] - scoring.entropy(m).numpy()).max() < 1e-3
 
 
 def test_expected_cross_entropy_on_the_models_own_text_is_entropy_plus_kl(run, where, text, backbone):
@@ -104,7 +104,7 @@ def test_the_floor_of_a_head_is_zero_at_full_width_and_falls_with_it():
     floors = [gaps.unembedding_floor(log_m, wide[:, :d]).mean().item() for d in (1, 3, 6, 12)]
     assert floors[-1] < 1e-4 and all(a > b for a, b in zip(floors, floors[1:], strict=False))
     grid = torch.linspace(-8, 8, 20001)[:, None]
-    brute = [metrics.kl(row, (grid @ wide[:, :1].T).log_softmax(-1)).min().item() for row in log_m]
+    brute = [scoring.kl(row, (grid @ wide[:, :1].T).log_softmax(-1)).min().item() for row in log_m]
     assert gaps.unembedding_floor(log_m, wide[:, :1]).tolist() == pytest.approx(brute, abs=1e-4)
 
 

@@ -6,7 +6,10 @@ import torch
 
 from mtp_utils import blocks, controls, measures, records, scoring
 from mtp_utils.backbones import load_backbone
+from mtp_utils.marginal import future_log_probs, future_tokens
 from mtp_utils.offsets import labels_of
+from mtp_utils.packed import Packed
+from mtp_utils.rows import one_prefix
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +22,25 @@ def text(backbone):
     return blocks.evaluation_blocks("code", "test", backbone.tokenizer, n_documents=12, positions_per_document=2, horizon=3)
 
 
+ESTIMATORS = {"1": {"exact": True}, "2": {"exact": True}, "3": {"top_k": 4, "samples": 8}}
+
+
 @pytest.fixture(scope="module")
-def labels(backbone, text):
-    return scoring.Labels(measures.label_table(backbone, text))
+def arrays(backbone, text):
+    return measures.marginal_arrays(backbone, text, ESTIMATORS, measures.DRAWN)
 
 
-def scored(backbone, text, labels, offset, estimator):
-    marginal = records.Arrays(measures.marginal_arrays(backbone, text, offset, estimator), "")
-    return measures.marginal_table(marginal, labels, backbone.name, offset, estimator)
+def labels_in(arrays, text):
+    return scoring.Labels(measures.label_table(text, {s: arrays[f"labels.{s}"] for s in measures.DRAWN}))
+
+
+@pytest.fixture(scope="module")
+def labels(arrays, text):
+    return labels_in(arrays, text)
+
+
+def marginal_in(arrays, offset):
+    return records.Arrays({n[:-2]: x for n, x in arrays.items() if n.endswith(f".{offset}")}, "")
 
 
 def test_data_labels_are_the_documents_own_tokens(labels, text):
@@ -49,26 +63,58 @@ def test_greedy_and_sampled_labels_continue_the_data_prefix(labels, text, backbo
 
 def test_labels_are_drawn_once_and_for_all(labels, text, backbone, monkeypatch):
     monkeypatch.setattr(scoring, "BATCH", 5)
-    assert measures.label_table(backbone, text).equals(labels.table)
+    again = measures.marginal_arrays(backbone, text, {}, measures.DRAWN)
+    assert labels_in(again, text).table.equals(labels.table)
 
 
-@pytest.mark.parametrize(("offset", "estimator"), [(2, {"exact": True}), (3, {"top_k": 4, "samples": 8})])
-def test_scores_do_not_depend_on_batch_size_or_threads(backbone, text, labels, monkeypatch, offset, estimator):
+def test_a_shared_prefix_pass_changes_nothing_and_is_made_once(arrays, backbone, text, monkeypatch):
+    made = []
+    real = Packed.__init__
+
+    def counted(self, *arguments):
+        made.append(1)
+        real(self, *arguments)
+
+    monkeypatch.setattr(Packed, "__init__", counted)
+    rows = slice(0, scoring.BATCH)
+    call = {"attention_mask": text.mask[rows], "positions": text.scored[rows]}
+    alone = [
+        future_log_probs(backbone.model, text.tokens[rows], k, **e, **call).log_probs
+        for k, e in ((2, {"exact": True}), (3, {"top_k": 4}))
+    ]
+    assert len(made) == 2
+    with one_prefix():
+        shared = [
+            future_log_probs(backbone.model, text.tokens[rows], k, **e, **call).log_probs
+            for k, e in ((2, {"exact": True}), (3, {"top_k": 4}))
+        ]
+        tokens = future_tokens(backbone.model, text.tokens[rows], 3, **call)
+        assert len(made) == 3
+        fewer = text.scored[rows] & (torch.arange(text.tokens.shape[1]) < 100)
+        future_log_probs(backbone.model, text.tokens[rows], 2, top_k=2, attention_mask=text.mask[rows], positions=fewer)
+        assert len(made) == 4  # other positions, another prefix pass
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    assert (tokens[text.scored[rows]].numpy() == arrays["labels.greedy"][: int(text.scored[rows].sum())]).all()
+
+
+def test_scores_do_not_depend_on_batch_size_or_threads(backbone, text, labels, monkeypatch):
     before = torch.get_num_threads()
-    tables = []
+    runs = []
     try:
         for batch, threads in ((8, 1), (3, 2)):
             monkeypatch.setattr(scoring, "BATCH", batch)
             torch.set_num_threads(threads)
-            tables.append(scored(backbone, text, labels, offset, estimator))
+            runs.append(measures.marginal_arrays(backbone, text, ESTIMATORS, ()))
     finally:
         torch.set_num_threads(before)
-    assert tables[0][["document", "position", "label_source"]].equals(tables[1][["document", "position", "label_source"]])
-    assert np.abs(tables[0]["log_prob"] - tables[1]["log_prob"]).max() < 1e-4
+    for offset, estimator in ((2, ESTIMATORS["2"]), (3, ESTIMATORS["3"])):
+        tables = [measures.marginal_table(marginal_in(a, offset), labels, backbone.name, offset, estimator) for a in runs]
+        assert tables[0][["document", "position", "label_source"]].equals(tables[1][["document", "position", "label_source"]])
+        assert np.abs(tables[0]["log_prob"] - tables[1]["log_prob"]).max() < 1e-4
 
 
-def test_the_exact_marginal_equals_a_loop_over_the_token_between(backbone, text, labels):
-    table = scored(backbone, text, labels, 2, {"exact": True})
+def test_the_exact_marginal_equals_a_loop_over_the_token_between(backbone, text, labels, arrays):
+    table = measures.marginal_table(marginal_in(arrays, 2), labels, backbone.name, 2, {"exact": True})
     row, t = (x[0] for x in text.scored.nonzero(as_tuple=True))
     ids = text.tokens[row : row + 1, : t + 1]
     p = backbone.model(ids).logits[0, -1].double().softmax(-1)
@@ -90,8 +136,8 @@ def test_truncation_table_keeps_the_bounds_and_reaches_the_exact_sum(backbone, t
     assert (table[table.estimator == "mass=0.9"]["captured_mass"] >= 0.9 - 1e-6).all()
 
 
-def test_predictions_know_nothing_of_another_documents_labels(backbone, text, labels):
-    found = controls.negative_control_table(backbone, text, labels, draws=50)
+def test_predictions_know_nothing_of_another_documents_labels(arrays, text, labels):
+    found = controls.negative_control_table(marginal_in(arrays, 2), text, labels, "b", draws=50)
     error = found["rate"].std() / np.sqrt(len(found))
     assert abs(found["rate"].mean() - found["expected"].iloc[0]) < 5 * error + 1e-9
 

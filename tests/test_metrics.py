@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mtp_utils import claims, metrics, ngrams
+from mtp_utils import claims, metrics, ngrams, scoring
 from mtp_utils.offsets import labels_at, labels_of, predictions_at
 
 
@@ -27,17 +27,17 @@ def test_an_offset_outside_the_sequence_is_refused(offset):
 
 def test_hits_count_ranks_and_ties_as_argmax_does():
     log_probs = torch.log_softmax(torch.tensor([[3.0, 2, 1, 0, -1, -2], [1, 1, 0, 0, 0, 0]]), -1)
-    found = metrics.scores(log_probs, torch.tensor([5, 1]))
+    found = scoring.scores(log_probs, torch.tensor([5, 1]))
     assert found["top1"].tolist() == [0, 0] and found["top5"].tolist() == [0, 1]
     assert np.allclose(found["log_prob"], [log_probs[0, 5], log_probs[1, 1]])
-    assert metrics.scores(log_probs, log_probs.argmax(1))["top1"].tolist() == [1, 1]
+    assert scoring.scores(log_probs, log_probs.argmax(1))["top1"].tolist() == [1, 1]
 
 
 def test_kl_and_entropy_are_the_sums_they_stand_for():
     p, q = torch.tensor([[0.5, 0.25, 0.25, 0.0]]).double(), torch.tensor([[0.25, 0.25, 0.25, 0.25]]).double()
-    assert metrics.entropy(p.log()).item() == pytest.approx(1.5 * np.log(2))
-    assert metrics.kl(p.log(), q.log()).item() == pytest.approx(2 * np.log(2) - 1.5 * np.log(2))
-    assert metrics.kl(q.log(), p.log()).item() == float("inf")
+    assert scoring.entropy(p.log()).item() == pytest.approx(1.5 * np.log(2))
+    assert scoring.kl(p.log(), q.log()).item() == pytest.approx(2 * np.log(2) - 1.5 * np.log(2))
+    assert scoring.kl(q.log(), p.log()).item() == float("inf")
 
 
 def test_interval_covers_the_mean_at_its_stated_rate():
