@@ -86,7 +86,8 @@ def final_norm(model: PreTrainedModel) -> torch.nn.Module:
 
 def unembed(model: PreTrainedModel, hidden: torch.Tensor, head: torch.nn.Module | None = None) -> torch.Tensor:
     """Logits (..., vocab) of normalised hidden states (..., d): the model's LM head (or `head`), with its soft cap if any."""
-    logits = (head or model.get_output_embeddings())(hidden)
+    head = head or model.get_output_embeddings()
+    logits = head(hidden.to(head.weight.dtype))
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -67,8 +67,7 @@ def c1(effects: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,)) -> V
     own = effects[(effects.offset == 1) & (effects.metric == "cross_entropy") & (effects.control == PREDICTORS[-1])]
     weak = own[own["effect"] <= 0]["corpus"].tolist()
     effects = effects[effects.offset == OFFSET]
-    one_sided = np.where(effects["effect"] > 0, effects["p"] / 2, 1 - effects["p"] / 2)
-    worst = effects.loc[pd.Series(one_sided, effects.index).groupby(effects["corpus"], sort=False).idxmax()]
+    worst = metrics.hardest(effects, "corpus")
     verdict = "inconclusive" if weak else decide(worst, 0.0)
     hardest = effects[(effects.metric == "top1") & (effects.control == PREDICTORS[-1])]
     row = hardest.sort_values("effect").iloc[0]
@@ -118,20 +117,17 @@ def slopes(
         freedom = sum(len(by_rung[r]) - 1 for r in repeated)
         run_variance = sum(ce[by_rung[r]].mean().var(ddof=1) * (len(by_rung[r]) - 1) for r in repeated) / max(freedom, 1)
         between = float(sum(w**2 * run_variance / len(by_rung[r]) for w, r in zip(weights, rungs, strict=True)))
-        error = float(np.sqrt(np.var(draws, ddof=1) + between))
+        error, effective = metrics.combined_error([(np.var(draws, ddof=1), len(ce) - 1), (between, freedom)])
         per_seed = _slopes_by_seed(ce, runs, n_params, repeated)
-        quantile = stats.t.ppf(0.975, freedom) if freedom and between > np.var(draws) else 1.96
         rows.append(
             {
                 "corpus": corpus,
                 "slope": slope,
-                "ci_low": slope - quantile * error,
-                "ci_high": slope + quantile * error,
+                **metrics.t_interval(slope, error, effective),
                 "se_documents": float(np.std(draws, ddof=1)),
                 "se_runs": between**0.5,
                 "run_sd": float(run_variance**0.5),
                 "effect": -slope,
-                "p": float(2 * stats.norm.sf(abs(slope) / error)),
                 "n_documents": len(ce),
                 "seeds_agree": all(np.sign(s) == np.sign(slope) for s in per_seed),
                 "n_runs": len(ce.columns),

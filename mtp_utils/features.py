@@ -39,18 +39,16 @@ class FrozenFeatures:
         """Of the weights and the text; which layers are held changes no number."""
         return hashlib.sha256(self.backbone.fingerprint.encode() + self.tokens.numpy().tobytes()).hexdigest()
 
-    def batch(self, rows: slice, layers: tuple[int, ...]) -> torch.Tensor:
-        """(blocks, T, len(layers), d) float32 of some blocks, on the backbone's device."""
+    def batch(self, rows, layers: tuple[int, ...]) -> torch.Tensor:
+        """(blocks, T, len(layers), d) of some blocks (a slice or their numbers), float32 (float64 for a float64 model)."""
         where = [self.layers.index(layer) for layer in layers]
-        return torch.from_numpy(np.stack([self.states[i, rows] for i in where], 2)).to(self.device, torch.float32)
+        dtype = torch.promote_types(self.backbone.model.dtype, torch.float32)
+        return torch.from_numpy(np.stack([self.states[i, rows] for i in where], 2)).to(self.device, dtype)
 
     @cached_property
     def states(self) -> np.ndarray:
         """(layers, blocks, T, d)."""
-        try:
-            return self._compute(np.float16)
-        except OverflowError:
-            return self._compute(np.float32)
+        return _as_small_as_fits(self._compute)
 
     @cached_property
     def paths(self) -> "Paths":
@@ -59,23 +57,19 @@ class FrozenFeatures:
 
     def _compute(self, dtype) -> np.ndarray:
         model = self.backbone.model
-        found = _array((len(self.layers), *self.tokens.shape, model.config.get_text_config().hidden_size), dtype)
-        limit = np.finfo(dtype).max
+        found = state_array((len(self.layers), *self.tokens.shape, model.config.get_text_config().hidden_size), dtype)
         for start in progress(range(0, len(self.tokens), BLOCKS), f"features {self.backbone.name}"):
             part = self.tokens[start : start + BLOCKS].to(self.device)
             with torch.no_grad():
                 hidden = model.base_model(input_ids=part, output_hidden_states=True, use_cache=False).hidden_states
             for i, layer in enumerate(self.layers):
-                values = hidden[layer].float().cpu().numpy()
-                if np.abs(values).max() > limit:
-                    raise OverflowError(f"a hidden state of layer {layer} is beyond {limit:g}")
-                found[i, start : start + BLOCKS] = values
+                found[i, start : start + BLOCKS] = _fitting(hidden[layer], dtype)
         return found
 
 
 class Paths:
     """tokens (blocks, T, horizon) int64: x_1.. drawn one after another from the backbone; states (blocks, T, horizon, d)
-    float16: the state that x_{j+1} was drawn from, at index j: softmax of its logits is p(x_{j+1} | x, x_1 .. x_j)."""
+    float16 or float32: the state that x_{j+1} was drawn from, at index j: softmax of its logits is p(x_{j+1} | x, x_1 .. x_j)."""
 
     def __init__(self, tokens: torch.Tensor, states: np.ndarray):
         self.tokens, self.states = tokens, states
@@ -88,9 +82,13 @@ def sampled_paths(backbone: Backbone, tokens: torch.Tensor, horizon: int, stream
     expectation is the marginal m_k, so the gradient of the cross-entropy to it is that of CE(m_k, head), unbiased
     (one path a position, no truncation).
     """
+    return _as_small_as_fits(lambda dtype: _sampled_paths(backbone, tokens, horizon, stream, dtype))
+
+
+def _sampled_paths(backbone: Backbone, tokens: torch.Tensor, horizon: int, stream: str, dtype) -> Paths:
     model = backbone.model
     drawn = torch.empty(*tokens.shape, horizon, dtype=torch.int64)
-    states = _array((*tokens.shape, horizon, model.config.get_text_config().hidden_size), np.float16)
+    states = state_array((*tokens.shape, horizon, model.config.get_text_config().hidden_size), dtype)
     for start in progress(range(0, len(tokens), BLOCKS), f"paths {backbone.name}"):
         part = tokens[start : start + BLOCKS].to(model.device)
         seeds = torch.tensor([[seed_for(f"{stream}/{start + r}/{t}") for t in range(part.shape[1])] for r in range(len(part))])
@@ -120,12 +118,27 @@ def _draw(model, ids: torch.Tensor, horizon: int, seeds: torch.Tensor, drawn: to
                         level = children(engine, level, one_token(u[depth]))
                         last = prefix[row, column] if depth == 0 else torch.cat([x[:, -1] if slow else x[0] for x in seen])
                         drawn[row, column, depth] = level.token.cpu()
-                        states[row.numpy(), column.numpy(), depth] = last.cpu().numpy()
+                        states[row.numpy(), column.numpy(), depth] = _fitting(last, states.dtype)
     finally:
         hook.remove()
 
 
-def _array(shape: tuple[int, ...], dtype) -> np.ndarray:
+def _as_small_as_fits(compute):
+    """compute(float16), or compute(float32) where a value does not fit."""
+    try:
+        return compute(np.float16)
+    except OverflowError:
+        return compute(np.float32)
+
+
+def _fitting(x: torch.Tensor, dtype) -> np.ndarray:
+    values = x.float().cpu().numpy()
+    if np.abs(values).max() > np.finfo(dtype).max:
+        raise OverflowError(f"a hidden state is beyond {np.finfo(dtype).max:g}")
+    return values
+
+
+def state_array(shape: tuple[int, ...], dtype) -> np.ndarray:
     """An empty array, in memory up to BOUND bytes, else in an unnamed file below the cache."""
     if int(np.prod(shape)) * np.dtype(dtype).itemsize <= BOUND:
         return np.empty(shape, dtype)

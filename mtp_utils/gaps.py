@@ -83,7 +83,7 @@ def bench(backbone, tokens: int, layers: tuple[int, ...], test: dict, horizon: i
 def trained_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
     """One arm, from the stored arrays if they exist."""
     name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
-    name += f"-{how.labels}-{how.tokens}-{how.rate:g}-seed{how.seed}"
+    name += f"-{how.labels}-{how.tokens}-{how.rate:g}-seed{how.seed}-{how.checks}-{where.train.fingerprint[:8]}"
     arrays = run.measure_arrays(
         f"03_heads_{where.backbone.name.replace('/', '-')}_{name}",
         training.trained_heads,
@@ -102,8 +102,11 @@ def tuned_arm(run, where: Bench, spec: HeadSpec, how: Training, trial_tokens: in
     wanted = list(TRIALS)
     while wanted:
         rate = wanted.pop(0)
-        trial = trained_arm(run, where, spec, replace(how, rate=rate, tokens=trial_tokens, seed=0, checks=1))
-        losses[rate] = float(trial.arrays.values["validation"][-1].mean())
+        try:
+            trial = trained_arm(run, where, spec, replace(how, rate=rate, tokens=trial_tokens, seed=0, checks=1))
+            losses[rate] = float(trial.arrays.values["validation"][-1].mean())
+        except FloatingPointError:  # a rate at which it diverges is no candidate
+            losses[rate] = float("inf")
         if not wanted:
             best = RATES.index(min(losses, key=losses.get))
             wanted = [RATES[i] for i in (best - 1, best + 1) if 0 <= i < len(RATES) and RATES[i] not in losses]
@@ -189,6 +192,7 @@ def gap_arrays(features: FrozenFeatures, blocks, labels: Labels, marginals: dict
     return found
 
 
+@torch.no_grad()
 def head_log_probs(heads: Heads, features: FrozenFeatures, scored: torch.Tensor) -> dict[int, torch.Tensor]:
     """offset -> (positions, vocab) log-probs of the heads at the scored positions of each block."""
     found = {k: [] for k in heads.spec.offsets}
@@ -224,7 +228,8 @@ def unembedding_floor(log_m: torch.Tensor, weight: torch.Tensor, bias=None, step
     Convex in h, and each position has its own; L-BFGS over all at once, so an upper bound that `steps` brings down to the
     minimum. log_m (positions, vocab), normalised; weight (vocab, d); bias (vocab,) or None.
     """
-    h = torch.zeros(len(log_m), weight.shape[1], requires_grad=True)
+    log_m, weight, bias = (None if x is None else x.detach().double() for x in (log_m, weight, bias))
+    h = torch.zeros(len(log_m), weight.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([h], max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
     m = log_m.exp()
 

@@ -5,7 +5,6 @@ The contrasts are fixed here, before any run. Reads the frames of gaps.scored on
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from . import metrics
 from .claims import LABELS, OFFSET, Verdict, decide
@@ -22,19 +21,15 @@ def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None
         raise ValueError(f"other documents on the two sides: {len(ours)} and {len(theirs)}")
     difference = ours.mean(axis=1) - theirs.mean(axis=1)
     value = float(difference.mean())
-    counts = [x.shape[1] for x in (ours, theirs) if x.shape[1] > 1]
-    between = sum(x.mean().var(ddof=1) / x.shape[1] for x in (ours, theirs) if x.shape[1] > 1)
-    within = difference.var(ddof=1) / len(difference)
-    error = float(np.sqrt(within + between))
-    quantile = stats.t.ppf(0.975, min(counts) - 1) if between > within else 1.96
+    parts = [(difference.var(ddof=1) / len(difference), len(difference) - 1)]
+    parts += [(x.mean().var(ddof=1) / x.shape[1], x.shape[1] - 1) for x in (ours, theirs) if x.shape[1] > 1]
+    error, freedom = metrics.combined_error(parts)
     each = [*(ours.mean() - theirs.mean().mean()), *(ours.mean().mean() - theirs.mean())]
     return {
         "effect": value,
-        "ci_low": value - quantile * error,
-        "ci_high": value + quantile * error,
-        "p": float(2 * stats.norm.sf(abs(value) / error)) if error > 0 else float(value == 0),
-        "se_documents": float(within**0.5),
-        "se_seeds": float(between**0.5),
+        **metrics.t_interval(value, error, freedom),
+        "se_documents": float(parts[0][0] ** 0.5),
+        "se_seeds": float(sum(v for v, _ in parts[1:]) ** 0.5),
         "seeds_agree": bool((np.sign(each) == np.sign(value)).all()),
         "n_documents": len(difference),
         "n_seeds": ours.shape[1],
@@ -90,21 +85,21 @@ def c3b_effects(frozen: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> pd.D
 
 
 def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) -> Verdict:
-    """C3b: in every corpus the heads on the NTP backbone stay behind *every* control (the worst one decides, an
+    """C3b: in every corpus the heads on the NTP backbone stay behind *every* control (the least certain one decides, an
     intersection-union test), then Holm over corpora."""
-    worst = effects.loc[effects.groupby("corpus", sort=False)["effect"].idxmin()]
+    worst = metrics.hardest(effects, "corpus")
     row = worst.sort_values("effect").iloc[0]
     return Verdict(
         "C3b",
         f"{backbone}, offset 2, data labels: cross-entropy of frozen heads ({arm}) minus that of the same heads on the twin "
-        f"pre-trained for MTP and of the model trained on offset 2 alone [nats], the closer of the two, worst corpus "
+        f"pre-trained for MTP and of the model trained on offset 2 alone [nats], the less certain of the two, worst corpus "
         f"({row.corpus}, {row.control})",
         float(row.effect),
         float(row.ci_low),
         float(row.ci_high),
         seeds,
         int(row.n_documents),
-        decide(worst, 0.0, bool(worst["seeds_agree"].all())),
+        decide(worst, 0.0, bool(effects["seeds_agree"].all())),
         _each(worst) + " One pre-training run of each backbone: the spread between those is not in the interval.",
     )
 

@@ -76,6 +76,7 @@ class Heads(nn.Module):
             raise ValueError(f"features={spec.features}: {backbone.name} has layers 0 (embeddings) to {n}")
         one = n if spec.features == "last" else spec.features
         self.layers = tuple(range(n + 1)) if spec.features in ("mix", "concat") else (one,)
+        _check_unembedding(model)
         self._model = (model,)  # in a tuple, so that its tensors are not ours
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -242,11 +243,17 @@ class Block(nn.Module):
 
 
 class NextTokenMap(nn.Module):
-    """q(w) = sum over v of p(v|x) T(w|v), T = softmax of learned rows: what p(.|x) alone says about a later token."""
+    """q(w) = sum over v of p(v|x) T(w|v), T = softmax of learned rows: what p(.|x) alone says about a later token.
 
-    def __init__(self, vocabulary: int):
+    T starts as what the backbone itself says after the single token v, so that q starts as a marginal that forgets x.
+    """
+
+    def __init__(self, model, vocabulary: int):
         super().__init__()
-        self.rows = nn.Parameter(torch.zeros(vocabulary, vocabulary))
+        tokens = torch.arange(vocabulary, device=model.device)[:, None]
+        with torch.no_grad():
+            rows = [model(part, use_cache=False).logits[:, -1].float().log_softmax(-1) for part in tokens.split(256)]
+        self.rows = nn.Parameter(torch.cat(rows))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
@@ -269,7 +276,7 @@ def _trunk(model, spec: HeadSpec) -> nn.Module:
     if spec.kind == "next_token":
         if vocabulary > LARGEST_MAP:
             raise ValueError(f"kind='next_token' holds vocabulary^2 weights; {vocabulary} is above {LARGEST_MAP}")
-        return NextTokenMap(vocabulary)
+        return NextTokenMap(model, vocabulary)
     if spec.kind == "residual":
         return nn.Sequential(*(Residual(width) for _ in range(spec.layers)))
     maps = [nn.Linear(width, width) for _ in range(spec.layers)]
@@ -277,6 +284,18 @@ def _trunk(model, spec: HeadSpec) -> nn.Module:
         nn.init.eye_(one.weight)
         nn.init.zeros_(one.bias)
     return nn.Sequential(*maps)
+
+
+@torch.no_grad()
+def _check_unembedding(model) -> None:
+    """ValueError where the model's logits are not `unembed` of its last state (a scale of its own, say)."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    training = model.training
+    out = model.eval()(ids, output_hidden_states=True, use_cache=False)
+    model.train(training)
+    error = (unembed(model, out.hidden_states[-1]).float() - out.logits.float()).abs().max()
+    if error > 1e-3 * out.logits.float().abs().max() + 1e-6:
+        raise ValueError(f"{type(model).__name__} does more than its LM head to its last state: heads on it would be wrong")
 
 
 def _identity(backbone: Backbone) -> dict:

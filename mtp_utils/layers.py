@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from . import gaps, metrics
 from .backbones import Backbone
-from .features import FrozenFeatures
+from .features import FrozenFeatures, state_array
 from .heads import HeadSpec
 from .training import Training
 
@@ -27,7 +27,7 @@ def probe(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
 
 
 def probe_arms(run, where: gaps.Bench, layers: tuple[int, ...], offsets: tuple[int, ...], tokens: int, trial_tokens: int):
-    """A trained probe for each layer; the rate is tuned on the last one and serves all, so every layer gets as many trials."""
+    """A trained probe for each layer, at the rate that is best for the last one."""
     tuned = gaps.tuned_arm(run, where, probe(where.train.layers[-1], offsets), Training(0.0, tokens), trial_tokens)
     return [gaps.trained_arm(run, where, probe(layer, offsets), tuned.training) for layer in layers]
 
@@ -57,19 +57,22 @@ class NoiseFeatures(FrozenFeatures):
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(b"noise" + super().fingerprint.encode()).hexdigest()
+        return hashlib.sha256(f"noise 1 {self.layers} {super().fingerprint}".encode()).hexdigest()
 
     def _compute(self, dtype) -> np.ndarray:
-        shape = (len(self.layers), *self.tokens.shape, self.backbone.model.config.get_text_config().hidden_size)
+        width = self.backbone.model.config.get_text_config().hidden_size
+        found = state_array((len(self.layers), *self.tokens.shape, width), dtype)
         rng = np.random.default_rng(int(self.fingerprint[:8], 16))
-        return rng.standard_normal(shape, np.float32).astype(dtype)
+        for block in range(len(self.tokens)):
+            found[:, block] = rng.standard_normal(found[:, block].shape, np.float32)
+        return found
 
 
-def on_noise(where: gaps.Bench) -> gaps.Bench:
-    """The same bench with noise in place of every state."""
+def on_noise(where: gaps.Bench, layer: int) -> gaps.Bench:
+    """The same bench with noise in place of the states of one layer."""
 
     def noise(f: FrozenFeatures) -> NoiseFeatures:
-        return NoiseFeatures(f.backbone, f.tokens, f.layers, f.horizon)
+        return NoiseFeatures(f.backbone, f.tokens, (layer,), f.horizon)
 
     return gaps.Bench(noise(where.train), noise(where.validation), {c: (part, noise(f)) for c, (part, f) in where.test.items()})
 

@@ -88,6 +88,28 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     return float(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)))
 
 
+def combined_error(parts: list[tuple[float, int]]) -> tuple[float, float]:
+    """Standard error of a sum of independent estimates, and its degrees of freedom (Welch-Satterthwaite).
+
+    parts: (variance of the estimate, degrees of freedom it was estimated with)."""
+    variance = sum(v for v, _ in parts)
+    spread = sum(v**2 / f for v, f in parts if f > 0)
+    return float(variance**0.5), float(variance**2 / spread) if spread > 0 else np.inf
+
+
+def t_interval(value: float, error: float, freedom: float) -> dict[str, float]:
+    """ci_low, ci_high (95 %) and the two-sided p of a value with its standard error and degrees of freedom."""
+    quantile = stats.t.ppf(0.975, freedom)
+    p = float(2 * stats.t.sf(abs(value) / error, freedom)) if error > 0 else float(value == 0)
+    return {"ci_low": value - quantile * error, "ci_high": value + quantile * error, "p": p}
+
+
+def hardest(effects: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The row of each group with the largest one-sided p (effect > 0): what an intersection-union test is decided by."""
+    one_sided = np.where(effects["effect"] > 0, effects["p"] / 2, 1 - effects["p"] / 2)
+    return effects.loc[pd.Series(one_sided, effects.index).groupby(effects[by], sort=False).idxmax()]
+
+
 def holm(p_values: list[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given."""
     order = np.argsort(p_values)

@@ -40,9 +40,9 @@ class Profile:
         return self.backbones[-3:]
 
 
-# The default profile holds what the verdicts need: 200 documents per corpus, few
-# positions of each because the document is the unit of the intervals.
 FEW = {"head_tokens": 4096, "trial_tokens": 2048, "head_seeds": (0,)}
+# The default profile holds what the verdicts need: 200 documents per corpus, few positions of each because the document is
+# the unit of the intervals.
 PROFILES = {
     p.name: p
     for p in (

@@ -24,7 +24,8 @@ MIX_RATE = 10.0  # LayerMix's w and gamma learn at this multiple of the rate
 
 @dataclass(frozen=True)
 class Training:
-    """How heads are trained: peak rate (linear warm-up, cosine to a tenth), tokens (positions), labels, seed, blocks a step."""
+    """How heads are trained: peak rate (linear warm-up, cosine to a tenth), tokens (positions), labels, blocks a step; the
+    seed orders the blocks and draws what is initialised at random."""
 
     rate: float
     tokens: int
@@ -44,14 +45,14 @@ def trained_heads(
     """Heads trained on frozen features, as arrays: `heads.<name>` for each tensor, and what was seen on the way.
 
     loss (steps, offsets) and validation (checks, offsets): cross-entropy to the training labels, nats a token; `kept` is
-    the check whose heads these are. Every arm sees the same blocks in the same order.
+    the check whose heads these are. Every arm of a seed sees the same blocks in the same order.
 
     Raises:
         ValueError: more tokens than `features` has, or an offset beyond its drawn labels; FloatingPointError: a loss that
             is not finite.
     """
     accelerator = Accelerator()
-    heads = Heads(features.backbone, spec, training.seed).to(accelerator.device)
+    heads = Heads(features.backbone, spec, training.seed)
     per_step = training.blocks * features.tokens.shape[1]
     steps = training.tokens // per_step
     if not 1 <= steps * training.blocks <= len(features.tokens):
@@ -59,14 +60,15 @@ def trained_heads(
     if training.labels != "data" and max(spec.offsets) > features.horizon:
         raise ValueError(f"offsets={spec.offsets}: labels are drawn up to offset {features.horizon}, the features' horizon")
     optimizer = accelerator.prepare(torch.optim.AdamW(_groups(heads, training.rate), betas=(0.9, 0.95), weight_decay=0.0))
+    order = np.random.default_rng(training.seed).permutation(steps * training.blocks)
     checks = {round((i + 1) * steps / training.checks) for i in range(training.checks)}
     losses, seen, best = [], [], None
     name = f"{spec.kind} on {spec.features}, {features.backbone.name}"
     for step in progress(range(steps), name):
         for group in optimizer.param_groups:
             group["lr"] = group["multiple"] * rate_at(step, steps, training.rate)
-        rows = slice(step * training.blocks, (step + 1) * training.blocks)
-        mine = slice(rows.start + accelerator.process_index, rows.stop, accelerator.num_processes)
+        here = order[step * training.blocks : (step + 1) * training.blocks]
+        mine = here[accelerator.process_index :: accelerator.num_processes]
         losses.append(step_losses(heads, features, mine, training.labels, accelerator.backward))
         if not np.isfinite(losses[-1]).all():
             raise FloatingPointError(f"{name}: losses {losses[-1]} at step {step} (rate {training.rate:g})")
@@ -92,7 +94,7 @@ def heads_from(arrays, backbone, spec: HeadSpec) -> Heads:
     return heads.eval()
 
 
-def step_losses(heads: Heads, features: FrozenFeatures, rows: slice, labels: str, backward=None) -> list[float]:
+def step_losses(heads: Heads, features: FrozenFeatures, rows, labels: str, backward=None) -> list[float]:
     """Mean cross-entropy [nats/token] at each offset on some blocks; with `backward`, gradients into the heads.
 
     Logits are made, used and let go NUMBERS at a time; each block's gradient stops at the hidden state and goes through
@@ -126,7 +128,7 @@ def validate(heads: Heads, features: FrozenFeatures, labels: str, blocks: int = 
     return np.average([step_losses(heads, features, p, labels) for p in parts], axis=0, weights=sizes).tolist()
 
 
-def _aligned(features: FrozenFeatures, rows: slice, labels: str, offset: int, hidden: torch.Tensor):
+def _aligned(features: FrozenFeatures, rows, labels: str, offset: int, hidden: torch.Tensor):
     """(positions, d) and their targets: (positions,) tokens, or (positions, d) the states soft labels are made from."""
     if labels == "data":
         h, target = predictions_at(hidden, offset), labels_at(features.tokens[rows], offset)
@@ -141,7 +143,7 @@ def _cross_entropy(log_probs: torch.Tensor, target: torch.Tensor, heads: Heads) 
     """(positions,) nats: -log q of a token, or - sum_w p(w) log q(w) where the target is the state p is made from."""
     if target.ndim == 1:
         return -log_probs.gather(1, target[:, None])[:, 0]
-    p = unembed(heads.model, target.float()).softmax(-1)
+    p = unembed(heads.model, target).float().softmax(-1)
     return -(p * log_probs).sum(-1)
 
 

@@ -55,6 +55,22 @@ def test_c3b_needs_the_ntp_heads_behind_every_control():
     assert head_claims.c3b(one, "b", "residual", (0, 1, 2)).verdict == "not reproduced"
 
 
+def test_c3b_is_decided_by_the_control_that_is_least_certain():
+    near = scores(0.28, stream=1, noise=0.01)  # 0.02 behind this control, certainly
+    far = scores(0.25, stream=2, seeds=(0,), noise=3.0)  # 0.05 behind that one, perhaps
+    effects = head_claims.c3b_effects(scores(0.3, noise=0.01), {"near": near, "far": far})
+    assert (effects[effects.control == "near"]["p"] < 1e-4).all() and (effects[effects.control == "far"]["p"] > 0.05).all()
+    assert head_claims.c3b(effects, "b", "residual", (0, 1, 2)).verdict == "inconclusive"
+
+
+def test_interval_and_p_agree_on_zero_with_few_seeds():
+    for spread in (0.0, 0.05, 0.1, 0.2):
+        row = head_claims.seeded_effect(
+            scores(0.15, spread=spread, corpora=("code",)).assign(x=lambda t: t.marginal_log_prob - t.log_prob), "x"
+        )
+        assert (row["ci_low"] > 0) == (row["p"] < 0.05)
+
+
 def test_other_documents_on_the_two_sides_are_refused():
     with pytest.raises(ValueError, match="other documents"):
         head_claims.c3b_effects(scores(0.1), {"mtp": scores(0.1, documents=150)})

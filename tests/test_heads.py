@@ -192,6 +192,13 @@ def test_a_spec_that_means_nothing_is_refused(arguments, message):
         HeadSpec(**arguments)
 
 
+def test_a_model_that_scales_its_logits_is_refused():
+    b = tiny_backbone()
+    b.model.register_forward_hook(lambda module, inputs, out: out.__setitem__("logits", 2 * out.logits))
+    with pytest.raises(ValueError, match="more than its LM head"):
+        Heads(b, HeadSpec())
+
+
 def test_a_layer_the_backbone_lacks_is_refused():
     with pytest.raises(ValueError, match="layers 0 .* to 2"):
         Heads(tiny_backbone(), HeadSpec("linear", 3))

@@ -119,6 +119,13 @@ def test_heads_learn_a_sequence_in_which_every_token_tells_the_later_ones():
     assert all(np.array_equal(found[n], other[n]) for n in found)  # to the bit
 
 
+def test_another_seed_trains_other_heads_whatever_their_kind():
+    f = frozen(blocks=8)
+    for spec in (HeadSpec(offsets=(2,)), HeadSpec("linear", "concat", offsets=(2,)), HeadSpec("next_token", offsets=(2,))):
+        one, two = (trained_heads(f, f, spec, Training(1e-2, 96, blocks=1, seed=s)) for s in (0, 1))
+        assert any(not np.array_equal(one[n], two[n]) for n in one if n.startswith("heads."))
+
+
 def test_shuffled_labels_teach_nothing():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(VOCAB, (96, 12), generator=generator)
