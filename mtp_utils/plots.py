@@ -103,7 +103,7 @@ def bias(summary: pd.DataFrame, title: str) -> Figure:
 
 
 def size(summary: pd.DataFrame, metric: str, title: str) -> Figure:
-    """Offsets 1 and 2 (those there are) against size, a panel a corpus; other seeds open.
+    """Offsets 1 and 2 (those there are) against size, a panel a corpus; other seeds open, a little to the right.
 
     summary: offset, seed, n_params, corpus, metric, value, ..."""
     corpora = list(dict.fromkeys(summary["corpus"]))
@@ -116,7 +116,7 @@ def size(summary: pd.DataFrame, metric: str, title: str) -> Figure:
             main = rows[rows.seed == 0].sort_values("n_params")
             line(ax, main["n_params"], main, name, label)
             extra = rows[rows.seed != 0]
-            ax.scatter(extra["n_params"], extra["value"], facecolors="none", edgecolors=STYLE[name][0], s=45, zorder=3)
+            ax.scatter(extra["n_params"] * 1.25, extra["value"], facecolors="none", edgecolors=STYLE[name][0], s=30, zorder=3)
         log_params(ax, summary["n_params"])
         ax.set(title=corpus, ylabel=LABEL[metric] if ax is axes[0] else "")
     axes[0].legend(fontsize=8)
@@ -189,8 +189,8 @@ def dose_response(summary: pd.DataFrame, title: str) -> Figure:
                 capsize=2,
                 label=NAMES["gold"] if gold else rung,
             )
-        ax.set(xlabel="rate of free choice", ylabel=LABEL[metric], xticks=sorted(set(summary["rate"])))
-    axes[0].legend(fontsize=8)
+        ax.set(xlabel="rate of free choice", ylabel=LABEL[metric], xticks=sorted(set(summary["rate"])), ylim=(0, None))
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize=12)
     return figure
 
