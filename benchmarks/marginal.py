@@ -3,8 +3,8 @@
 Opponents take turns with ours, round after round, and medians are compared, so that what else the machine does hits
 both. Shapes: the ladder's last rung (6 layers, 256 wide, vocabulary 1,024) and a 160M-shaped model (12 layers, 768 wide,
 vocabulary 50,304), random weights. Part (e) needs a trained model and reads the ladder's last rung. Writes
-benchmarks/marginal.csv and the table in benchmarks/README.md; about 25 minutes on 2 idle cores, --quick 2 minutes (and
-writes nothing). On a GPU the same.
+benchmarks/marginal.csv and the table in benchmarks/README.md, part by part; about 25 minutes on 2 idle cores, --quick 2
+minutes (and writes nothing). `--only` renews those parts; what another machine measured is dropped. On a GPU the same.
 """
 
 import argparse
@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 SHAPES = {"rung": (6, 256, 4, 1024), "160M": (12, 768, 12, 50304)}  # layers, width, heads, vocabulary
 QUICK = {"lengths": (32, 64), "ks": (1, 4), "repeats": 3, "memory": (64, 4)}
 FULL = {"lengths": (256, 512, 1024), "ks": (1, 4, 16, 64, 256), "repeats": 7, "memory": (512, 64)}
+COLUMNS = ["part", "case", "quantity", "value", "target"]
 MASSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 DEVICE, _ = choose_device()
 
@@ -239,13 +240,16 @@ def kernel_used():
     return ", ".join(sorted({e.key for e in profile.key_averages() if "scaled_dot_product" in e.key}))
 
 
-def write(rows, kernel):
-    """The CSV, and the table between the markers of the README."""
-    rows.to_csv(HERE / "marginal.csv", index=False)
-    where = (
-        f"{torch.cuda.get_device_name() if DEVICE.type == 'cuda' else processor()}, {torch.get_num_threads()} threads"
-    )
-    lines = [f"{where}; torch {torch.__version__}, Python {platform.python_version()}; attention by {kernel}.", ""]
+def write(rows, part, kernel):
+    """Renew one part in the CSV, and the table between the markers of the README."""
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else processor()
+    where = f"{name}, {torch.get_num_threads()} threads; torch {torch.__version__}, Python {platform.python_version()}"
+    file = HERE / "marginal.csv"
+    known = pd.read_csv(file, keep_default_na=False) if file.exists() else pd.DataFrame(columns=[*COLUMNS, "where"])
+    known = known[(known["where"] == where) & (known["part"] != part)]
+    rows = pd.concat([known, pd.DataFrame(rows, columns=COLUMNS).assign(where=where)]).sort_values("part", kind="stable")
+    rows.to_csv(file, index=False)
+    lines = [f"{where}; attention by {kernel}.", ""]
     lines += ["| part | case | quantity | value | target |", "|---|---|---|---|---|"]
     lines += [f"| {r.part} | {r.case} | {r.quantity} | {r.value:.3g} | {r.target} |" for r in rows.itertuples()]
     readme = HERE / "README.md"
@@ -264,19 +268,19 @@ def processor():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; writes nothing")
-    parser.add_argument("--only", nargs="+", choices=list("abcdef"), default=list("abcdef"), help="writes nothing")
+    parser.add_argument("--only", nargs="+", choices=list("abcdef"), default=list("abcdef"), help="these parts alone")
     parser.add_argument("--memory", nargs=2, type=int, metavar=("T", "K"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory:
         print(memory(*given.memory))
         return
-    rows = []
     for part in given.only:
+        rows = []
         for row in globals()[f"part_{part}"](QUICK if given.quick else FULL):
             print("({}) {}: {} = {:.3g} {}".format(*row), flush=True)
             rows.append(row)
-    if not given.quick and given.only == list("abcdef"):
-        write(pd.DataFrame(rows, columns=["part", "case", "quantity", "value", "target"]), kernel_used())
+        if not given.quick:
+            write(rows, part, kernel_used())
 
 
 if __name__ == "__main__":

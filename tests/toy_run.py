@@ -66,7 +66,9 @@ class Runner:
 
     def start(self, *words: str, before: str = "", **options) -> subprocess.Popen:
         """Start it; `before` is Python to run first in its process."""
-        code = f"import sys\nfrom mtp_utils.reproduce import main\n{before}\nsys.exit(main(sys.argv[1:]))"
+        # A shell's background job ignores Ctrl-C and hands that down: here it is a terminal's.
+        heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+        code = f"{heard}\nimport sys\nfrom mtp_utils.reproduce import main\n{before}\nsys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, "smoke", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=self.environment, cwd=self.folder / "code", **(pipes | options))
