@@ -14,12 +14,12 @@ import torch
 from marginal import random_model
 
 from mtp_utils.backbones import Backbone
+from mtp_utils.blocks import CONTEXT
 from mtp_utils.features import FrozenFeatures
 from mtp_utils.heads import Heads, HeadSpec
 from mtp_utils.training import Training, step_losses, trained_heads
 
 HERE = Path(__file__).parent
-CONTEXT = 256
 
 
 class Recomputed(FrozenFeatures):

@@ -33,6 +33,12 @@ class Verdict:
     text: str
 
 
+def verdict_on(claim: str, contrast: str, row, seeds: tuple[int, ...], verdict: str, text: str) -> Verdict:
+    """The verdict with the numbers of the row (effect, ci_low, ci_high, n_documents) where the claim does worst."""
+    numbers = float(row.effect), float(row.ci_low), float(row.ci_high)
+    return Verdict(claim, contrast, *numbers, seeds, int(row.n_documents), verdict, text)
+
+
 def decide(effects: pd.DataFrame, threshold: float, seeds_agree: bool = True) -> str:
     """`reproduced`: every corpus above the threshold (Holm-adjusted p < ALPHA) and every seed of that sign; `partly`: some;
     `not reproduced`: every interval at or below the threshold; else `inconclusive`. effects: effect, ci_high, p."""
@@ -77,16 +83,13 @@ def c1(effects: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,)) -> V
     )
     if weak:
         text += f". Not testable: at offset 1 the backbone itself loses to the trigram on {', '.join(weak)}"
-    return Verdict(
+    return verdict_on(
         "C1",
         f"{backbone}, offset 2, data labels: top-1 of the marginal minus the skip-trigram's, worst corpus "
         f"({row.corpus}); decided on all three controls, top-1 and cross-entropy"
         + (f"; not testable, at offset 1 the backbone loses to the trigram on {', '.join(weak)}" if weak else ""),
-        float(row.effect),
-        float(row.ci_low),
-        float(row.ci_high),
+        row,
         seeds,
-        int(row.n_documents),
         verdict,
         text + ".",
     )
@@ -153,14 +156,11 @@ def c2_size(table: pd.DataFrame, seeds: tuple[int, ...]) -> Verdict:
     text = "; ".join(
         f"{r.corpus}: {-r.effect:+.3f} [{-r.ci_high:+.3f}, {-r.ci_low:+.3f}] nats per x4" for r in effects.itertuples()
     )
-    return Verdict(
+    return verdict_on(
         "C2 (size)",
         f"offset 2, data labels: fall of the marginal's cross-entropy per factor 4 in parameters, worst corpus ({row.corpus})",
-        float(row.effect),
-        float(row.ci_low),
-        float(row.ci_high),
+        row,
         seeds,
-        int(row.n_documents),
         decide(effects, 0.0, bool(effects["seeds_agree"].all())),
         text + ".",
     )
@@ -212,15 +212,12 @@ def c2_data(table: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,)) -
     effects = table[(table.criterion == "low H(m2)") & table.corpus.isin(["code", "prose"])]
     row = effects.sort_values("effect").iloc[0]  # nan, where nothing can be said, comes last
     text = "; ".join(f"{r.corpus}: AUROC {r.effect:.3f} [{r.ci_low:.3f}, {r.ci_high:.3f}]" for r in effects.itertuples())
-    return Verdict(
+    return verdict_on(
         "C2 (data)",
         f"{backbone}, offset 2, data labels, within code and within prose: AUROC of low H(m2) for a right "
         f"arg-max against {AUROC_THRESHOLD}, worst corpus ({row.corpus})",
-        float(row.effect),
-        float(row.ci_low),
-        float(row.ci_high),
+        row,
         seeds,
-        int(row.n_documents),
         decide(effects, AUROC_THRESHOLD),
         text + ".",
     )

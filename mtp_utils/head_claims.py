@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from . import metrics
-from .claims import LABELS, OFFSET, Verdict, decide
+from .claims import LABELS, OFFSET, Verdict, decide, verdict_on
 
 
 def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None = None) -> dict:
@@ -57,15 +57,12 @@ def c3a_effects(scores: pd.DataFrame) -> pd.DataFrame:
 def c3a(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) -> Verdict:
     """C3a: the best head (chosen on validation) has a higher cross-entropy than the marginal in every corpus and seed."""
     row = effects.sort_values("effect").iloc[0]
-    return Verdict(
+    return verdict_on(
         "C3a",
         f"{backbone}, offset 2, data labels: cross-entropy of the best frozen head ({arm}, trained on data) minus the "
         f"marginal's [nats], worst corpus ({row.corpus})",
-        float(row.effect),
-        float(row.ci_low),
-        float(row.ci_high),
+        row,
         seeds,
-        int(row.n_documents),
         decide(effects, 0.0, bool(effects["seeds_agree"].all())),
         _each(effects),
     )
@@ -89,16 +86,13 @@ def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) 
     intersection-union test), then Holm over corpora."""
     worst = metrics.hardest(effects, "corpus")
     row = worst.sort_values("effect").iloc[0]
-    return Verdict(
+    return verdict_on(
         "C3b",
         f"{backbone}, offset 2, data labels: cross-entropy of frozen heads ({arm}) minus that of the same heads on the twin "
         f"pre-trained for MTP and of the model trained on offset 2 alone [nats], the less certain of the two, worst corpus "
         f"({row.corpus}, {row.control})",
-        float(row.effect),
-        float(row.ci_low),
-        float(row.ci_high),
+        row,
         seeds,
-        int(row.n_documents),
         decide(worst, 0.0, bool(effects["seeds_agree"].all())),
         _each(worst) + " One pre-training run of each backbone: the spread between those is not in the interval.",
     )

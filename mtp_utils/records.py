@@ -127,15 +127,24 @@ def fingerprint(value):
     raise TypeError(f"an argument of type {type(value).__name__} cannot be part of a key: give it a .fingerprint")
 
 
+UNTRUSTED = (FileNotFoundError, ValueError, KeyError, TypeError)  # ValueError: also JSON or UTF-8 cut off or altered
+
+
+def _checked(path: Path, key: str | None) -> tuple[dict, bytes]:
+    """The JSON beside `path` and the bytes there; one of UNTRUSTED unless they belong together and have this key."""
+    record = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    data = path.read_bytes()
+    if record["sha256"] != sha256(data) or (key is not None and record["key"] != key):
+        raise ValueError(f"{path.name} is not the file its JSON describes, or has another key")
+    return record, data
+
+
 def read_table(path: Path, key: str | None = None) -> pd.DataFrame | None:
     """The table at `path`, or None unless its JSON is whole, has this key (if one is given) and matches the bytes."""
     try:
-        record = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        data = path.read_bytes()
-        if record["sha256"] != sha256(data) or (key is not None and record["key"] != key):
-            return None
+        record, data = _checked(path, key)
         text_columns = {name: str for name in record["text_columns"]}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # ValueError: JSON or UTF-8 cut off or altered
+    except UNTRUSTED:
         return None
     # Tokens such as "NA" and "007" are text, not missing values and numbers.
     return pd.read_csv(io.BytesIO(data), keep_default_na=False, na_values=[""], dtype=text_columns)
@@ -144,11 +153,8 @@ def read_table(path: Path, key: str | None = None) -> pd.DataFrame | None:
 def read_arrays(path: Path, key: str | None = None) -> Arrays | None:
     """The arrays at `path`, or None as in `read_table`."""
     try:
-        record = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        data = path.read_bytes()
-        if record["sha256"] != sha256(data) or (key is not None and record["key"] != key):
-            return None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        record, data = _checked(path, key)
+    except UNTRUSTED:
         return None
     return Arrays(load(data), record["sha256"])
 
