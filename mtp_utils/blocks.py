@@ -1,16 +1,16 @@
 """Documents as tokens: the training stream, and evaluation blocks with the positions that count."""
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from . import corpora, paths
-from .records import write_atomic
+from .records import read_arrays, sha256, write_arrays
 
 CONTEXT = 256
 MIN_CONTEXT = 32  # tokens before and including a scored position
@@ -47,31 +47,34 @@ def encode(tokenizer, texts: list[str]) -> list[list[int]]:
 
 def stream(corpus: str, split: str, tokenizer) -> np.ndarray:
     """All documents of a split as one uint16 array, each preceded by END; cached, because the controls count it too."""
-    key = hashlib.sha256(
-        json.dumps(
-            [
-                Path(corpora.__file__).read_text(encoding="utf-8"),
-                corpora.translation.fingerprint(),
-                {p: corpora.version(p) for p in corpora.PACKAGES},
-                tokenizer.backend_tokenizer.to_str(),
-                corpus,
-                split,
-            ]
-        ).encode()
-    ).hexdigest()
-    path = paths.cache() / f"{corpus}-{split}-{key[:16]}.npy"
-    if path.exists():
-        return np.load(path, allow_pickle=False)
-    end = tokenizer.convert_tokens_to_ids(END)
-    ids = []
-    for one in encode(tokenizer, [d.text for d in corpora.documents(corpus, split)]):
-        ids.append(end)
-        ids.extend(one)
-    array = np.array(ids, dtype=np.uint16)
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomic(path, buffer.getvalue())
-    return array
+
+    def compute() -> dict[str, np.ndarray]:
+        end, ids = tokenizer.convert_tokens_to_ids(END), []
+        for one in encode(tokenizer, [d.text for d in corpora.documents(corpus, split)]):
+            ids.append(end)
+            ids.extend(one)
+        return {"ids": np.array(ids, dtype=np.uint16)}
+
+    return _cached(f"stream-{corpus}-{split}", tokenizer, {}, compute)["ids"]
+
+
+def _cached(name: str, tokenizer, settings: dict, compute) -> dict[str, np.ndarray]:
+    """`compute()`, or what it gave before from the same text: reading and tokenising it takes longer than most measurements."""
+    texts = [_texts(), tokenizer.backend_tokenizer.to_str(), name, settings]
+    key = sha256(json.dumps(texts, sort_keys=True).encode())
+    path = paths.cache() / f"{name}-{key[:16]}.safetensors"
+    found = read_arrays(path, key)
+    if found is None:
+        write_arrays(path, compute(), {"key": key})
+        found = read_arrays(path, key)
+    return found.values
+
+
+@lru_cache(maxsize=1)
+def _texts() -> list:
+    """What the blocks depend on: this module, how documents are made, the packages they are read from, those left out."""
+    made = Path(__file__).read_text("utf-8"), Path(corpora.__file__).read_text("utf-8"), corpora.translation.fingerprint()
+    return [*made, {p: corpora.version(p) for p in corpora.PACKAGES}, corpora.frozen().get("dropped", {})]
 
 
 def training_blocks(split: str, tokenizer, n: int, seed: int) -> np.ndarray:
@@ -92,22 +95,33 @@ def evaluation_blocks(
     corpus: str, split: str, tokenizer, *, n_documents: int, positions_per_document: int, horizon: int, seed: int = 0
 ) -> Blocks:
     """One window a cluster from `n_documents` clusters, with `positions_per_document` scored positions drawn in each."""
+    settings = {"n_documents": n_documents, "positions": positions_per_document, "horizon": horizon, "seed": seed}
+
+    def compute() -> dict[str, np.ndarray]:
+        return _windows(corpus, split, tokenizer, n_documents, positions_per_document, horizon, seed)
+
+    found = dict(_cached(f"blocks-{corpus}-{split}", tokenizer, settings, compute))
+    names = json.loads(found.pop("names").tobytes())
+    tensors = {name: torch.from_numpy(values) for name, values in found.items()}
+    digest = hashlib.sha256(repr((corpus, split, horizon, tuple(names["documents"]))).encode())
+    digest.update(found["tokens"].tobytes() + found["scored"].tobytes())
+    return Blocks(corpus, split, horizon, **{n: tuple(x) for n, x in names.items()}, **tensors, fingerprint=digest.hexdigest())
+
+
+def _windows(corpus: str, split: str, tokenizer, n_documents: int, n_positions: int, horizon: int, seed: int) -> dict:
+    """tokens, mask, scored, classes (documents, CONTEXT); `names`: documents, clusters and rates as JSON in bytes."""
     rng = np.random.default_rng([seed, corpora.CORPORA.index(corpus), corpora.SPLITS.index(split)])
     clusters = {}
     for d in corpora.documents(corpus, split):
         clusters.setdefault(d.cluster, []).append(d)
-    names = sorted(clusters)
-    chosen = []
-    for i in rng.permutation(len(names)):
-        members = clusters[names[i]]
-        found = _window(members[rng.integers(len(members))], tokenizer, horizon, positions_per_document, rng)
+    members, chosen = [clusters[name] for name in sorted(clusters)], []
+    for i in rng.permutation(len(members)):
+        found = _window(members[i][rng.integers(len(members[i]))], tokenizer, horizon, n_positions, rng)
         if found is not None:
             chosen.append(found)
         if len(chosen) == n_documents:
-            break
-    if len(chosen) < n_documents:
-        raise ValueError(f"{corpus}/{split} has {len(chosen)} documents long enough; n_documents={n_documents} were asked for")
-    return _pack(corpus, split, horizon, chosen, tokenizer)
+            return _pack(chosen, tokenizer)
+    raise ValueError(f"{corpus}/{split} has {len(chosen)} documents long enough; n_documents={n_documents} were asked for")
 
 
 def _window(document, tokenizer, horizon: int, n_positions: int, rng):
@@ -128,30 +142,18 @@ def _window(document, tokenizer, horizon: int, n_positions: int, rng):
     return document, ids, sorted(rng.choice(eligible, n_positions, replace=False).tolist())
 
 
-def _pack(corpus: str, split: str, horizon: int, chosen: list, tokenizer) -> Blocks:
-    tokens = torch.zeros(len(chosen), CONTEXT, dtype=torch.int64)
-    mask, scored = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.bool)
-    classes = torch.zeros_like(tokens)
+def _pack(chosen: list, tokenizer) -> dict[str, np.ndarray]:
+    tokens, classes = (np.zeros((len(chosen), CONTEXT), np.int64) for _ in range(2))
+    mask, scored = (np.zeros((len(chosen), CONTEXT), bool) for _ in range(2))
     for row, (_, ids, positions) in enumerate(chosen):
-        tokens[row, : len(ids)] = torch.tensor(ids)
+        tokens[row, : len(ids)] = ids
         mask[row, : len(ids)] = True
         scored[row, positions] = True
-        classes[row, : len(ids)] = torch.tensor(token_classes(ids, tokenizer))
-    names = tuple(d.id for d, _, _ in chosen)
-    digest = hashlib.sha256(repr((corpus, split, horizon, names)).encode() + tokens.numpy().tobytes() + scored.numpy().tobytes())
-    return Blocks(
-        corpus,
-        split,
-        horizon,
-        names,
-        tuple(d.cluster for d, _, _ in chosen),
-        tuple(d.rate for d, _, _ in chosen),
-        tokens,
-        mask,
-        scored,
-        classes,
-        digest.hexdigest(),
-    )
+        classes[row, : len(ids)] = token_classes(ids, tokenizer)
+    texts = [d for d, _, _ in chosen]
+    names = {"documents": [d.id for d in texts], "clusters": [d.cluster for d in texts], "rates": [d.rate for d in texts]}
+    packed = np.frombuffer(json.dumps(names).encode(), np.uint8)
+    return {"tokens": tokens, "mask": mask, "scored": scored, "classes": classes, "names": packed}
 
 
 def token_classes(ids: list[int], tokenizer) -> list[int]:

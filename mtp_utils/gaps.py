@@ -15,14 +15,15 @@ from . import blocks as blocks_module
 from . import metrics, scoring, training
 from .features import BLOCKS, FrozenFeatures
 from .heads import Heads, HeadSpec
-from .measures import ESTIMATORS, stem_of, stored_labels, stored_marginal
+from .measures import marginal_scores, stem_of, stored_labels, stored_marginal
 from .records import Arrays
-from .scoring import Labels, estimator_name
+from .scoring import Labels
 from .training import Training, heads_from
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
 VALIDATION_BLOCKS = 24
+SCORES = ("log_prob", "top1", "top5")
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,8 @@ def untrained_arm(run, where: Bench, spec: HeadSpec) -> Arm:
 
 
 def initial_heads(backbone, spec: HeadSpec) -> dict[str, np.ndarray]:
-    """The tensors of untrained heads, named as in training.trained_heads."""
-    return {f"heads.{n}": x.cpu().numpy().copy() for n, x in Heads(backbone, spec).state_dict().items()}
+    """The tensors of untrained heads, as training.trained_heads leaves them."""
+    return Heads(backbone, spec).arrays()
 
 
 def scored(run, where: Bench, arm: Arm, base=None) -> pd.DataFrame:
@@ -142,8 +143,6 @@ def scored(run, where: Bench, arm: Arm, base=None) -> pd.DataFrame:
 
 
 def _scored(run, backbone, arm: Arm, blocks, states: FrozenFeatures, base) -> pd.DataFrame:
-    labels = stored_labels(run, base, blocks)
-    marginals = {k: stored_marginal(run, base, blocks, k) for k in arm.spec.offsets}
     stem = f"03_gaps_{stem_of(backbone, blocks)}_{arm.name}"
     found = run.measure_arrays(
         stem if base is backbone else f"{stem}_{base.name.replace('/', '-')}",
@@ -151,44 +150,34 @@ def _scored(run, backbone, arm: Arm, blocks, states: FrozenFeatures, base) -> pd
         modules=[sys.modules[__name__]],
         features=states,
         blocks=blocks,
-        labels=labels,
-        marginals=marginals,
+        labels=stored_labels(run, base, blocks),
+        marginals={k: stored_marginal(run, base, blocks, k) for k in arm.spec.offsets},
         heads=arm.arrays,
         spec=arm.spec,
     )
     frames = []
-    for k in arm.spec.offsets:
-        rows = labels.table[labels.table.offset == k]
-        frame = rows.drop(columns="label").assign(
-            backbone=backbone.name, predictor="head", estimator=estimator_name(k, ESTIMATORS[k]), **arm.columns
-        )
-        for name, values in found.values.items():
-            name, _, offset = name.partition(".")
-            if offset == str(k):  # (sources, positions), or (positions,) where the label plays no part
-                frame[name] = (
-                    np.broadcast_to(values, (rows["label_source"].nunique(), values.shape[-1])).reshape(-1).astype(float)
-                )
-        frames.append(frame)
+    for k, marginal in marginal_scores(run, base, blocks, arm.spec.offsets).groupby("offset", sort=False):
+        keys = ["corpus", "document", "position", "offset", "label_source", "token_class", "estimator"]
+        theirs = {f"marginal_{name}": marginal[name] for name in ("log_prob", "top1", "top5")}
+        ours = {name: found.values[f"{name}.{k}"] for name in (*SCORES, "entropy", "kl_to_marginal")}
+        ours = {name: np.broadcast_to(x, (len(found.values[f"log_prob.{k}"]), x.shape[-1])).ravel() for name, x in ours.items()}
+        frame = marginal[keys].assign(backbone=backbone.name, predictor="head", **arm.columns, **theirs, **ours)
+        frames.append(frame.assign(entropy_m2=marginal["entropy"]))
     return pd.concat(frames, ignore_index=True)
 
 
 @torch.no_grad()
 def gap_arrays(features: FrozenFeatures, blocks, labels: Labels, marginals: dict, heads: Arrays, spec: HeadSpec) -> dict:
-    """What `scored` makes its table of: `log_prob.k` ... (sources, positions), `kl_to_marginal.k` ... (positions,)."""
-    module, found = heads_from(heads, features.backbone, spec), {}
-    for k, log_q in head_log_probs(module, features, blocks.scored).items():
+    """What the head says at every offset k: `log_prob.k`, `top1.k`, `top5.k` (sources, positions), nats;
+    `entropy.k` and `kl_to_marginal.k` (positions,)."""
+    found = {}
+    for k, log_q in head_log_probs(heads_from(heads, features.backbone, spec), features, blocks.scored).items():
         log_m = torch.from_numpy(marginals[k].values["log_probs"])
-        log_m = log_m - log_m.logsumexp(-1, keepdim=True)
-        found[f"kl_to_marginal.{k}"] = scoring.kl(log_m, log_q).numpy()
-        found[f"entropy_m2.{k}"], found[f"entropy.{k}"] = scoring.entropy(log_m).numpy(), scoring.entropy(log_q).numpy()
-        rows = labels.table[labels.table.offset == k]
-        for prefix, values in (("", log_q), ("marginal_", log_m)):
-            scores = [
-                scoring.scores(values, torch.from_numpy(part["label"].to_numpy().copy()))
-                for _, part in rows.groupby("label_source", sort=False)
-            ]
-            for name in scores[0]:
-                found[f"{prefix}{name}.{k}"] = np.stack([s[name] for s in scores]).astype(np.float32)
+        found[f"kl_to_marginal.{k}"] = scoring.kl(log_m - log_m.logsumexp(-1, keepdim=True), log_q).double().numpy()
+        found[f"entropy.{k}"] = scoring.entropy(log_q).double().numpy()
+        rows = labels.table[labels.table.offset == k].groupby("label_source", sort=False)["label"]
+        each = [scoring.scores(log_q, torch.from_numpy(part.to_numpy().copy())) for _, part in rows]
+        found |= {f"{name}.{k}": np.stack([s[name] for s in each]) for name in SCORES}
     return found
 
 

@@ -11,6 +11,7 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
@@ -124,6 +125,10 @@ class Heads(nn.Module):
         """
         hidden = self(states, caches)
         return torch.stack([self.log_probs(k, h[:, -1]).argmax(-1) for k, h in hidden.items()], 1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its tensors as numpy arrays, `heads.<name>`; `training.heads_from` reads them."""
+        return {f"heads.{name}": x.detach().cpu().numpy().copy() for name, x in self.state_dict().items()}
 
     def mix_weights(self) -> dict[int, list[float]]:
         """softmax(w) of each offset's LayerMix, layer 0 (embeddings) first."""

@@ -25,7 +25,7 @@ class Profile:
     extra_seeds: tuple[str, ...] = ()
     twins: tuple[str, ...] = ()
     n_documents: int = 200
-    positions_per_document: int = 2
+    positions_per_document: int = 1
     horizon: int = 4
     head_tokens: int = 131_072
     trial_tokens: int = 32_768
@@ -41,8 +41,8 @@ class Profile:
 
 
 FEW = {"head_tokens": 4096, "trial_tokens": 2048, "head_seeds": (0,)}
-# The default profile holds what the verdicts need: 200 documents per corpus, few positions of each because the document is
-# the unit of the intervals.
+# The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
+# of the intervals, and a position costs an exact sum on every rung.
 PROFILES = {
     p.name: p
     for p in (

@@ -27,7 +27,7 @@ def start(notebook: str, profile: str | None = None) -> Run:
 
     `notebook` is the file's name without `.ipynb`; `profile` as in `get_profile`. Raises ValueError for either.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers' threads warn about forks
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, so that no fork makes them warn
     chosen = profiles.get_profile(profile)
     provenance = environment()
     run = Run(notebook, chosen, provenance | {"profile": chosen.name, "base_seed": 0})

@@ -81,9 +81,8 @@ def trained_heads(
         if step + 1 in checks:
             seen.append(validate(heads, validation, training.labels))
             if best is None or np.mean(seen[-1]) < np.mean(seen[best[0]]):
-                best = len(seen) - 1, {n: x.detach().cpu().numpy().copy() for n, x in heads.state_dict().items()}
-    state = {f"heads.{n}": x for n, x in best[1].items()}
-    return state | {"loss": np.array(losses), "validation": np.array(seen), "kept": np.array([best[0]])}
+                best = len(seen) - 1, heads.arrays()
+    return best[1] | {"loss": np.array(losses), "validation": np.array(seen), "kept": np.array([best[0]])}
 
 
 def heads_from(arrays, backbone, spec: HeadSpec) -> Heads:
