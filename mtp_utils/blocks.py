@@ -108,6 +108,12 @@ def evaluation_blocks(
     return Blocks(corpus, split, horizon, **{n: tuple(x) for n, x in names.items()}, **tensors, fingerprint=digest.hexdigest())
 
 
+def evaluation_text(profile, tokenizer, seed: int = 0) -> dict[str, Blocks]:
+    """corpus -> the test blocks of a profile: what every notebook scores."""
+    size = {"n_documents": profile.n_documents, "positions_per_document": profile.positions_per_document}
+    return {c: evaluation_blocks(c, "test", tokenizer, **size, horizon=profile.horizon, seed=seed) for c in profile.corpora}
+
+
 def _windows(corpus: str, split: str, tokenizer, n_documents: int, n_positions: int, horizon: int, seed: int) -> dict:
     """tokens, mask, scored, classes (documents, CONTEXT); `names`: documents, clusters and rates as JSON in bytes."""
     rng = np.random.default_rng([seed, corpora.CORPORA.index(corpus), corpora.SPLITS.index(split)])

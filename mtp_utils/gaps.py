@@ -22,7 +22,7 @@ from .training import Training, heads_from
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
-VALIDATION_BLOCKS = 24
+VALIDATION_SHARE = 21  # one validation block for so many training blocks, at least one of each corpus
 SCORES = ("log_prob", "top1", "top5")
 
 
@@ -67,18 +67,27 @@ class Bench:
 
     def on(self, tokens: int, horizon: int = 4) -> "Bench":
         """The same with another amount of training text, or labels drawn up to another offset."""
-        other = bench(self.backbone, tokens, self.train.layers, {}, horizon)
-        return replace(other, test=self.test)
+        text = _heads_text(self.backbone, tokens)
+        validation = FrozenFeatures(self.backbone, self.validation.tokens, self.train.layers, horizon)
+        return Bench(FrozenFeatures(self.backbone, text, self.train.layers, horizon), validation, self.test)
 
 
-def bench(backbone, tokens: int, layers: tuple[int, ...], test: dict, horizon: int = 4, seed: int = 0) -> Bench:
+def bench(backbone, tokens: int, layers: tuple[int, ...], test: dict, horizon: int = 4) -> Bench:
     """States of `layers` on `tokens` tokens of the heads split, on a few validation blocks, and on `test` (corpus ->
     evaluation blocks). Each is computed when first asked for, and only if something is not stored yet."""
-    found = []
-    for split, n in (("heads", -(-tokens // blocks_module.CONTEXT)), ("validation", VALIDATION_BLOCKS)):
-        text = blocks_module.training_blocks(split, backbone.tokenizer, n, seed)
-        found.append(FrozenFeatures(backbone, torch.from_numpy(text.astype(np.int64)), layers, horizon))
+    text = _heads_text(backbone, tokens)
+    n = max(len(blocks_module.corpora.CORPORA), len(text) // VALIDATION_SHARE)
+    texts = text, _blocks_of("validation", backbone, n)
+    found = [FrozenFeatures(backbone, t, layers, horizon) for t in texts]
     return Bench(*found, {c: (part, FrozenFeatures(backbone, part.tokens, layers)) for c, part in test.items()})
+
+
+def _heads_text(backbone, tokens: int) -> torch.Tensor:
+    return _blocks_of("heads", backbone, -(-tokens // blocks_module.CONTEXT))
+
+
+def _blocks_of(split: str, backbone, n: int) -> torch.Tensor:
+    return torch.from_numpy(blocks_module.training_blocks(split, backbone.tokenizer, n, 0).astype(np.int64))
 
 
 def trained_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
@@ -132,38 +141,43 @@ def initial_heads(backbone, spec: HeadSpec) -> dict[str, np.ndarray]:
     return Heads(backbone, spec).arrays()
 
 
-def scored(run, where: Bench, arm: Arm, base=None) -> pd.DataFrame:
-    """Scores of an arm on every test corpus beside the marginal of `base` (the base model; the arm's own backbone if None).
+def scored(run, where: Bench, arms: list[Arm], base=None) -> pd.DataFrame:
+    """Scores of arms on every test corpus beside the marginal of `base` (the base model; the arms' own backbone if None).
 
     Columns of measures.py, and those of the arm; kl_to_marginal KL(m_k || head) in nats; marginal_log_prob, marginal_top1,
     marginal_top5 of the same position and label; entropy_m2 of the marginal at that offset; estimator of the marginal.
     """
-    base = base or where.backbone
-    return pd.concat([_scored(run, where.backbone, arm, *where.test[corpus], base) for corpus in where.test], ignore_index=True)
-
-
-def _scored(run, backbone, arm: Arm, blocks, states: FrozenFeatures, base) -> pd.DataFrame:
-    stem = f"03_gaps_{stem_of(backbone, blocks)}_{arm.name}"
-    found = run.measure_arrays(
-        stem if base is backbone else f"{stem}_{base.name.replace('/', '-')}",
-        gap_arrays,
-        modules=[sys.modules[__name__]],
-        features=states,
-        blocks=blocks,
-        labels=stored_labels(run, base, blocks),
-        marginals={k: stored_marginal(run, base, blocks, k) for k in arm.spec.offsets},
-        heads=arm.arrays,
-        spec=arm.spec,
-    )
-    frames = []
-    for k, marginal in marginal_scores(run, base, blocks, arm.spec.offsets).groupby("offset", sort=False):
-        keys = ["corpus", "document", "position", "offset", "label_source", "token_class", "estimator"]
-        theirs = {f"marginal_{name}": marginal[name] for name in ("log_prob", "top1", "top5")}
-        ours = {name: found.values[f"{name}.{k}"] for name in (*SCORES, "entropy", "kl_to_marginal")}
-        ours = {name: np.broadcast_to(x, (len(found.values[f"log_prob.{k}"]), x.shape[-1])).ravel() for name, x in ours.items()}
-        frame = marginal[keys].assign(backbone=backbone.name, predictor="head", **arm.columns, **theirs, **ours)
-        frames.append(frame.assign(entropy_m2=marginal["entropy"]))
+    base, frames = base or where.backbone, []
+    offsets = sorted({k for arm in arms for k in arm.spec.offsets})
+    for blocks, states in where.test.values():
+        labels = stored_labels(run, base, blocks)
+        marginals = {k: stored_marginal(run, base, blocks, k) for k in offsets}
+        table = dict(list(marginal_scores(run, base, blocks, tuple(offsets)).groupby("offset")))
+        for arm in arms:
+            stem = f"03_gaps_{stem_of(where.backbone, blocks)}_{arm.name}"
+            found = run.measure_arrays(
+                stem if base is where.backbone else f"{stem}_{base.name.replace('/', '-')}",
+                gap_arrays,
+                modules=[sys.modules[__name__]],
+                features=states,
+                blocks=blocks,
+                labels=labels,
+                marginals={k: marginals[k] for k in arm.spec.offsets},
+                heads=arm.arrays,
+                spec=arm.spec,
+            )
+            names = {"backbone": where.backbone.name, "predictor": "head", **arm.columns}
+            frames += [_beside(table[k], found.values, k).assign(**names) for k in arm.spec.offsets]
     return pd.concat(frames, ignore_index=True)
+
+
+def _beside(marginal: pd.DataFrame, found: dict[str, np.ndarray], offset: int) -> pd.DataFrame:
+    """A head's arrays at one offset beside the marginal's scores of the same positions and labels."""
+    keys = ["corpus", "document", "position", "offset", "label_source", "token_class", "estimator"]
+    theirs = {f"marginal_{name}": marginal[name] for name in SCORES} | {"entropy_m2": marginal["entropy"]}
+    ours = {name: found[f"{name}.{offset}"] for name in (*SCORES, "entropy", "kl_to_marginal")}
+    shape = ours["log_prob"].shape  # (sources, positions); what no label plays a part in has positions alone
+    return marginal[keys].assign(**theirs, **{name: np.broadcast_to(x, shape).ravel() for name, x in ours.items()})
 
 
 @torch.no_grad()

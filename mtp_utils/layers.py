@@ -42,10 +42,10 @@ def best_layer(arms: list[gaps.Arm], offset: int) -> int:
     return min(arms, key=loss).spec.features
 
 
-def untrained(backbone: Backbone, seed: int = 0) -> Backbone:
+def untrained(backbone: Backbone) -> Backbone:
     """A backbone of the same shape and tokenizer with random weights: what the architecture alone gives a probe."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(backbone.model.config, dtype=torch.float32)
     model = model.to(backbone.model.device).eval().requires_grad_(False)
     digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()
@@ -77,17 +77,15 @@ def on_noise(where: gaps.Bench, layer: int) -> gaps.Bench:
     return gaps.Bench(noise(where.train), noise(where.validation), {c: (part, noise(f)) for c, (part, f) in where.test.items()})
 
 
-def similarity_table(features: FrozenFeatures, blocks, n: int = 1500, seed: int = 0) -> pd.DataFrame:
+def similarity_table(features: FrozenFeatures, blocks, n: int = 1500) -> pd.DataFrame:
     """Unbiased linear CKA of every two layers over `n` tokens drawn from the blocks, never a block's first: layer, other, cka."""
-    rng = np.random.default_rng(seed)
     inside = blocks.mask.clone()
     inside[:, 0] = False
     row, t = (x.numpy() for x in inside.nonzero(as_tuple=True))
-    chosen = rng.choice(len(row), min(n, len(row)), replace=False)
-    states = [features.states[i][row[chosen], t[chosen]].astype(np.float64) for i in range(len(features.layers))]
-    rows = [
-        (features.backbone.name, blocks.corpus, a, b, metrics.cka(states[i], states[j]))
-        for i, a in enumerate(features.layers)
-        for j, b in enumerate(features.layers)
-    ]
-    return pd.DataFrame(rows, columns=["backbone", "corpus", "layer", "other", "cka"])
+    chosen = np.random.default_rng(0).choice(len(row), min(n, len(row)), replace=False)
+    alike = metrics.cka([layer[row[chosen], t[chosen]] for layer in features.states])
+    names = {"backbone": features.backbone.name, "corpus": blocks.corpus}
+    return pd.DataFrame(
+        [{**names, "layer": a, "other": b, "cka": alike[i, j]}
+         for i, a in enumerate(features.layers) for j, b in enumerate(features.layers)]
+    )  # fmt: skip

@@ -69,23 +69,23 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> dict[str, 
     return {"effect": value, "ci_low": low, "ci_high": high, "p": p, "n_documents": len(means), "n_positions": len(difference)}
 
 
-def cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear CKA of (n, d1) and (n, d2), rows paired, with the unbiased HSIC estimator (Song et al. 2012; Kornblith et al.,
-    arXiv 1905.00414); independent representations are near 0 however wide they are, equal ones at 1."""
-
-    def hsic(k: np.ndarray, m: np.ndarray) -> float:
-        n = len(k)
-        a, b = k.sum(0), m.sum(0)
-        return (np.vdot(k, m) + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a @ b) / (n - 2)) / (n * (n - 3))
-
+def cka(states: list[np.ndarray]) -> np.ndarray:
+    """Linear CKA of every two of several (n, d), rows paired: (L, L), with the unbiased HSIC estimator (Song et al. 2012;
+    Kornblith et al., arXiv 1905.00414); independent states are near 0 however wide they are, equal ones at 1."""
     grams = []
-    for z in (x, y):
-        z = z - z.mean(0)
-        gram = z @ z.T
-        np.fill_diagonal(gram, 0.0)
-        grams.append(gram)
-    k, m = grams
-    return float(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)))
+    for x in states:
+        x = x.astype(float)
+        x = x - x.mean(0)
+        grams.append(x @ x.T)
+        np.fill_diagonal(grams[-1], 0.0)
+    n, sums = len(grams[0]), [k.sum(0) for k in grams]
+    hsic = np.empty((len(grams), len(grams)))
+    for i, (k, a) in enumerate(zip(grams, sums, strict=True)):
+        for j, (m, b) in enumerate(zip(grams[: i + 1], sums, strict=False)):
+            value = np.vdot(k, m) + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a @ b) / (n - 2)
+            hsic[i, j] = hsic[j, i] = value / (n * (n - 3))
+    own = np.sqrt(np.diag(hsic))
+    return hsic / own / own[:, None]
 
 
 def combined_error(parts: list[tuple[float, int]]) -> tuple[float, float]:

@@ -14,9 +14,9 @@ class Profile:
     """How much one run measures.
 
     `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is
-    the largest offset; `head_tokens` are the positions heads are trained on, `trial_tokens` those of one trial of a learning
-    rate, `head_seeds` the training seeds of the heads that decide a claim; `timeout_s` limits one notebook cell, in seconds;
-    `control_split` is what the counting controls count.
+    the largest offset; `head_tokens` are the positions heads are trained on, `probe_tokens` those of a layer's probe,
+    `trial_tokens` those of one trial of a learning rate, `head_seeds` the training seeds of the heads that decide a claim;
+    `timeout_s` limits one notebook cell, in seconds; `control_split` is what the counting controls count.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Profile:
     positions_per_document: int = 1
     horizon: int = 4
     head_tokens: int = 131_072
+    probe_tokens: int = 65_536
     trial_tokens: int = 32_768
     head_seeds: tuple[int, ...] = (0, 1, 2)
     timeout_s: int = 1800
@@ -40,7 +41,7 @@ class Profile:
         return self.backbones[-3:]
 
 
-FEW = {"head_tokens": 4096, "trial_tokens": 2048, "head_seeds": (0,)}
+FEW = {"head_tokens": 4096, "probe_tokens": 4096, "trial_tokens": 2048, "head_seeds": (0,)}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
 # of the intervals, and a position costs an exact sum on every rung.
 PROFILES = {

@@ -101,7 +101,7 @@ def _stored(path: Path, read: Callable, write: Callable, function: Callable, mod
 
 def measurement_key(function: Callable, modules: Iterable[ModuleType], arguments: dict) -> str:
     """sha256 of all that a measurement depends on: code without its comments, arguments, versions."""
-    sources = {name: _code(path.read_text("utf-8")) for name, path in sorted(_with_imports(modules).items())}
+    sources = {name: _code(_source(path)) for name, path in sorted(_with_imports(modules).items())}
     sources["function"] = _code(textwrap.dedent(inspect.getsource(function)))
     versions = {name: _version(name) for name in PACKAGES}
     return sha256(json.dumps([sources, fingerprint(arguments), versions], sort_keys=True).encode())
@@ -219,9 +219,20 @@ def _with_imports(modules: Iterable[ModuleType]) -> dict[str, Path]:
         if name in found:
             continue
         found[name] = path
-        for imported in _package_imports(path.read_text("utf-8")):
+        for imported in _package_imports(_source(path)):
             waiting.append((f"mtp_utils.{imported}", paths.PACKAGE / f"{imported}.py"))
     return found
+
+
+def _source(path: Path) -> str:
+    """A module's source, read again only when its file was written: keys are made by the thousand."""
+    stat = path.stat()
+    return _read(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, *_) -> str:
+    return path.read_text("utf-8")
 
 
 @functools.cache

@@ -33,14 +33,13 @@ def run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def where(backbone, text, monkeypatch):
-    monkeypatch.setattr(gaps, "VALIDATION_BLOCKS", 3)
     monkeypatch.setattr(blocks, "stream", lambda c, s, t: np.random.default_rng(len(s)).integers(1, 1024, 4000).astype(np.uint16))
     return gaps.bench(backbone, 4096, tuple(range(7)), {"prose": text})
 
 
 def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_zero(run, where, text):
     arm = gaps.untrained_arm(run, where, layers.lens(6, (1, 2)))
-    found = gaps.scored(run, where, arm)
+    found = gaps.scored(run, where, [arm])
     first = found[found.offset == 1]
     assert first["kl_to_marginal"].abs().max() < 1e-4
     assert (
@@ -52,7 +51,7 @@ def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_ze
 
 def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run, where, text, backbone):
     arm = gaps.untrained_arm(run, where, layers.lens(3, (2,)))
-    found = gaps.scored(run, where, arm)
+    found = gaps.scored(run, where, [arm])
     data = found[found.label_source == "data"].reset_index()
     with torch.no_grad():
         hidden = backbone.model(text.tokens, output_hidden_states=True).hidden_states[3]
@@ -67,7 +66,7 @@ def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run
 
 def test_expected_cross_entropy_on_the_models_own_text_is_entropy_plus_kl(run, where, text, backbone):
     arm = gaps.untrained_arm(run, where, layers.lens(6, (2,)))
-    found = gaps.scored(run, where, arm)
+    found = gaps.scored(run, where, [arm])
     m = future_log_probs(backbone.model, text.tokens, 2, exact=True, positions=text.scored).log_probs[text.scored]
     with torch.no_grad():
         q = backbone.model(text.tokens).logits.log_softmax(-1)[text.scored]
@@ -112,8 +111,8 @@ def test_cka_is_one_for_a_rotation_and_zero_for_independent_states_however_wide(
     rng = np.random.default_rng(0)
     x = rng.standard_normal((200, 20))
     rotation = np.linalg.qr(rng.standard_normal((20, 20)))[0]
-    assert metrics.cka(x, 3 * x @ rotation + 5) == pytest.approx(1)
-    found = [metrics.cka(rng.standard_normal((60, 200)), rng.standard_normal((60, 200))) for _ in range(40)]
+    assert metrics.cka([x, 3 * x @ rotation + 5]) == pytest.approx(np.ones((2, 2)))
+    found = [metrics.cka([rng.standard_normal((60, 200)), rng.standard_normal((60, 200))])[0, 1] for _ in range(40)]
     assert abs(np.mean(found)) < 5 * np.std(found) / 40**0.5 + 1e-3  # the biased estimator is at .77 here
 
 
