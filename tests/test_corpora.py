@@ -112,14 +112,33 @@ def test_translation_labels_lie_on_the_german_side(test_blocks, tokenizer):
             assert any(a <= starts[t + k - 1] < z for a, z in document.spans)
 
 
-def test_blocks_are_the_same_every_time_and_their_fingerprint_tells_them_apart(tokenizer):
-    def make(seed):
+def test_blocks_are_the_same_every_time_and_their_fingerprint_tells_them_apart(tokenizer, tmp_path, monkeypatch):
+    def make(seed, build):
+        monkeypatch.setenv("MTP_BUILD", str(tmp_path / build))
         return blocks.evaluation_blocks(
             "code", "validation", tokenizer, n_documents=10, positions_per_document=2, horizon=4, seed=seed
         )
 
-    one, same, other = make(0), make(0), make(1)
+    one, same, other = make(0, "a"), make(0, "b"), make(1, "a")
     assert torch.equal(one.tokens, same.tokens) and one.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_text_is_read_once_and_a_damaged_copy_is_not_trusted(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("MTP_BUILD", str(tmp_path))
+    asked, documents = [], corpora.documents
+    monkeypatch.setattr(corpora, "documents", lambda *names: asked.append(names) or documents(*names))
+
+    def make():
+        size = {"n_documents": 5, "positions_per_document": 1, "horizon": 4}
+        return blocks.evaluation_blocks("translation", "validation", tokenizer, **size)
+
+    first, second = make(), make()
+    assert len(asked) == 1 and first.documents == second.documents and first.rates == second.rates
+    for name in ("tokens", "mask", "scored", "classes"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    (path,) = (tmp_path / "cache").glob("blocks-*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    assert make().fingerprint == first.fingerprint and len(asked) == 2
 
 
 def test_token_classes(tokenizer):
