@@ -94,7 +94,7 @@ def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str) -> 
         ax.axvline(0, color="black", linewidth=0.9)
         ax.set(title=corpus, xlabel=xlabel, yticks=range(len(arms)), yticklabels=arms)
     axes[0].invert_yaxis()
-    axes[-1].legend(fontsize=8)
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize=12)
     return figure
 
