@@ -114,7 +114,7 @@ def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figur
                 if len(rows):
                     line(ax, rows.sort_values("n_params")["n_params"], rows.sort_values("n_params"), name)
             log_params(ax, summary["n_params"])
-            ax.set(title=corpus if axes is grid[0] else "", ylabel=label if ax is axes[0] else "")
+            ax.set(title=corpus if metric == next(iter(metrics)) else "", ylabel=label if ax is axes[0] else "")
             ax.set_ylim(bottom=0)
         axes[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=12)
