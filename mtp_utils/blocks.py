@@ -95,12 +95,12 @@ def evaluation_blocks(
     corpus: str, split: str, tokenizer, *, n_documents: int, positions_per_document: int, horizon: int, seed: int = 0
 ) -> Blocks:
     """One window a cluster from `n_documents` clusters, with `positions_per_document` scored positions drawn in each."""
-    settings = {"n_documents": n_documents, "positions": positions_per_document, "horizon": horizon, "seed": seed}
+    size = {"n_documents": n_documents, "n_positions": positions_per_document, "horizon": horizon, "seed": seed}
 
     def compute() -> dict[str, np.ndarray]:
-        return _windows(corpus, split, tokenizer, n_documents, positions_per_document, horizon, seed)
+        return _windows(corpus, split, tokenizer, **size)
 
-    found = dict(_cached(f"blocks-{corpus}-{split}", tokenizer, settings, compute))
+    found = dict(_cached(f"blocks-{corpus}-{split}", tokenizer, size, compute))
     names = json.loads(found.pop("names").tobytes())
     tensors = {name: torch.from_numpy(values) for name, values in found.items()}
     digest = hashlib.sha256(repr((corpus, split, horizon, tuple(names["documents"]))).encode())

@@ -62,7 +62,6 @@ def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
     started = time.monotonic()
     with _Display(path, folder / ".progress") as display:
         os.environ |= {"MTP_RUN": run_id, "MTP_PROGRESS_FILE": str(display.file), "JUPYTER_PREFER_ENV_PATH": "1"}
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         try:
             papermill.execute_notebook(
                 _escape(path), _escape(output), {"profile": profile.name}, kernel_name="python3", progress_bar=False,
