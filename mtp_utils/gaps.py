@@ -22,7 +22,7 @@ from .training import Training, heads_from
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
-VALIDATION_SHARE = 21  # one validation block for so many training blocks, at least one of each corpus
+VALIDATION_SHARE = 21  # one validation block for so many training blocks, at least one and at most eight of each corpus
 SCORES = ("log_prob", "top1", "top5")
 
 
@@ -48,6 +48,11 @@ class Arm:
             "train_tokens": t.tokens,
             "seed": t.seed,
         }
+
+    def loss(self, offset: int) -> float:
+        """Its cross-entropy at an offset on validation, nats a token."""
+        i, values = self.spec.offsets.index(offset), self.arrays.values
+        return float(values["validation"][values["kept"][i], i])
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ def bench(backbone, tokens: int, layers: tuple[int, ...], test: dict, horizon: i
     """States of `layers` on `tokens` tokens of the heads split, on a few validation blocks, and on `test` (corpus ->
     evaluation blocks). Each is computed when first asked for, and only if something is not stored yet."""
     text = _heads_text(backbone, tokens)
-    n = max(len(blocks_module.corpora.CORPORA), len(text) // VALIDATION_SHARE)
+    corpora = len(blocks_module.corpora.CORPORA)
+    n = min(max(corpora, len(text) // VALIDATION_SHARE), 8 * corpora)
     texts = text, _blocks_of("validation", backbone, n)
     found = [FrozenFeatures(backbone, t, layers, horizon) for t in texts]
     return Bench(*found, {c: (part, FrozenFeatures(backbone, part.tokens, layers)) for c, part in test.items()})
@@ -93,7 +99,9 @@ def _blocks_of(split: str, backbone, n: int) -> torch.Tensor:
 def trained_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
     """One arm, from the stored arrays if they exist."""
     name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
-    name += f"-{how.labels}-{how.tokens}-{how.rate:g}-seed{how.seed}-{how.checks}-{where.train.fingerprint[:8]}"
+    rates = how.rates(spec.offsets)
+    written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
+    name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{where.train.fingerprint[:8]}"
     arrays = run.measure_arrays(
         f"03_heads_{where.backbone.name.replace('/', '-')}_{name}",
         training.trained_heads,
@@ -107,20 +115,22 @@ def trained_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
 
 
 def tuned_arm(run, where: Bench, spec: HeadSpec, how: Training, trial_tokens: int) -> Arm:
-    """The arm trained at the rate that was best on validation after `trial_tokens`; how.rate is not used."""
-    losses = {}
-    wanted = list(TRIALS)
+    """The arm with each offset's head trained at the rate that was best for it on validation after `trial_tokens`; how.rate
+    is not used. Every head gets the same trials, and further ones while some head's best is at an edge."""
+    losses, wanted = {}, list(TRIALS)
     while wanted:
         rate = wanted.pop(0)
         try:
             trial = trained_arm(run, where, spec, replace(how, rate=rate, tokens=trial_tokens, seed=0, checks=1))
-            losses[rate] = float(trial.arrays.values["validation"][-1].mean())
+            losses[rate] = trial.arrays.values["validation"][-1]
         except FloatingPointError:  # a rate at which it diverges is no candidate
-            losses[rate] = float("inf")
+            losses[rate] = np.full(len(spec.offsets), np.inf)
         if not wanted:
-            best = RATES.index(min(losses, key=losses.get))
-            wanted = [RATES[i] for i in (best - 1, best + 1) if 0 <= i < len(RATES) and RATES[i] not in losses]
-    return trained_arm(run, where, spec, replace(how, rate=min(losses, key=losses.get)))
+            tried = sorted(losses)
+            best = [tried[i] for i in np.argmin([losses[rate] for rate in tried], axis=0)]
+            near = {RATES.index(rate) + step for rate in best for step in (-1, 1)}
+            wanted = [RATES[i] for i in sorted(near) if 0 <= i < len(RATES) and RATES[i] not in losses]
+    return trained_arm(run, where, spec, replace(how, rate=tuple(best)))
 
 
 def untrained_arm(run, where: Bench, spec: HeadSpec) -> Arm:
@@ -145,7 +155,8 @@ def scored(run, where: Bench, arms: list[Arm], base=None) -> pd.DataFrame:
     """Scores of arms on every test corpus beside the marginal of `base` (the base model; the arms' own backbone if None).
 
     Columns of measures.py, and those of the arm; kl_to_marginal KL(m_k || head) in nats; marginal_log_prob, marginal_top1,
-    marginal_top5 of the same position and label; entropy_m2 of the marginal at that offset; estimator of the marginal.
+    marginal_top5 of the same position and label; excess_ce, the marginal's log_prob minus the head's, nats; entropy_m2 of
+    the marginal at that offset; estimator of the marginal.
     """
     base, frames = base or where.backbone, []
     offsets = sorted({k for arm in arms for k in arm.spec.offsets})
@@ -177,7 +188,8 @@ def _beside(marginal: pd.DataFrame, found: dict[str, np.ndarray], offset: int) -
     theirs = {f"marginal_{name}": marginal[name] for name in SCORES} | {"entropy_m2": marginal["entropy"]}
     ours = {name: found[f"{name}.{offset}"] for name in (*SCORES, "entropy", "kl_to_marginal")}
     shape = ours["log_prob"].shape  # (sources, positions); what no label plays a part in has positions alone
-    return marginal[keys].assign(**theirs, **{name: np.broadcast_to(x, shape).ravel() for name, x in ours.items()})
+    found = marginal[keys].assign(**theirs, **{name: np.broadcast_to(x, shape).ravel() for name, x in ours.items()})
+    return found.assign(excess_ce=found["marginal_log_prob"] - found["log_prob"])
 
 
 @torch.no_grad()
@@ -209,11 +221,7 @@ def head_log_probs(heads: Heads, features: FrozenFeatures, scored: torch.Tensor)
 
 def gap_summary(scores: pd.DataFrame, by_class: bool = False) -> pd.DataFrame:
     """The long table: one row per arm, corpus, offset, label source (and class of the label) and metric, with intervals."""
-    table = scores.assign(
-        cross_entropy=-scores["log_prob"],
-        marginal_cross_entropy=-scores["marginal_log_prob"],
-        excess_ce=scores["marginal_log_prob"] - scores["log_prob"],
-    )
+    table = scores.assign(cross_entropy=-scores["log_prob"], marginal_cross_entropy=-scores["marginal_log_prob"])
     if not by_class:
         table = table.assign(token_class="all")
     return metrics.summarise(table, KEYS, METRICS)

@@ -49,9 +49,8 @@ def _judged(table: pd.DataFrame) -> pd.DataFrame:
 def c3a_effects(scores: pd.DataFrame) -> pd.DataFrame:
     """C3a, by corpus: cross-entropy of the heads minus the marginal's on the same positions, data labels, data-trained heads,
     offset 2 (positive: the heads fall short). scores: one arm's rows of gaps.scored, all its seeds."""
-    here = _judged(scores)
-    here = here.assign(behind=here["marginal_log_prob"] - here["log_prob"])
-    return pd.DataFrame([{"corpus": c, **seeded_effect(part, "behind")} for c, part in here.groupby("corpus", sort=False)])
+    parts = _judged(scores).groupby("corpus", sort=False)
+    return pd.DataFrame([{"corpus": c, **seeded_effect(part, "excess_ce")} for c, part in parts])
 
 
 def c3a(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) -> Verdict:

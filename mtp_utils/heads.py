@@ -127,6 +127,10 @@ class Heads(nn.Module):
         hidden = self(states, caches)
         return torch.stack([self.log_probs(k, h[:, -1]).argmax(-1) for k, h in hidden.items()], 1)
 
+    def of(self, offset: int) -> dict[str, nn.Parameter]:
+        """The parameters of one offset's head by name."""
+        return {n: p for n, p in self.named_parameters() if n.split(".")[1] == str(offset)}
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Its tensors as numpy arrays, `heads.<name>`; `training.heads_from` reads them."""
         return {f"heads.{name}": x.detach().cpu().numpy().copy() for name, x in self.state_dict().items()}

@@ -27,19 +27,14 @@ def probe(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
 
 
 def probe_arms(run, where: gaps.Bench, layers: tuple[int, ...], offsets: tuple[int, ...], tokens: int, trial_tokens: int):
-    """A trained probe for each layer, at the rate that is best for the last one."""
+    """A trained probe for each layer, at the rates that are best for the last one, an offset each."""
     tuned = gaps.tuned_arm(run, where, probe(where.train.layers[-1], offsets), Training(0.0, tokens), trial_tokens)
     return [gaps.trained_arm(run, where, probe(layer, offsets), tuned.training) for layer in layers]
 
 
 def best_layer(arms: list[gaps.Arm], offset: int) -> int:
     """The layer whose probe has the lowest cross-entropy at that offset on validation."""
-
-    def loss(arm: gaps.Arm) -> float:
-        values = arm.arrays.values
-        return float(values["validation"][values["kept"][0], arm.spec.offsets.index(offset)])
-
-    return min(arms, key=loss).spec.features
+    return min(arms, key=lambda arm: arm.loss(offset)).spec.features
 
 
 def untrained(backbone: Backbone) -> Backbone:

@@ -24,19 +24,26 @@ MIX_RATE = 10.0  # LayerMix's w and gamma learn at this multiple of the rate
 
 @dataclass(frozen=True)
 class Training:
-    """How heads are trained: peak rate (linear warm-up, cosine to a tenth), tokens (positions), labels, blocks a step; the
-    seed orders the blocks and draws what is initialised at random."""
+    """How heads are trained: peak rate of every offset's head, or of each (linear warm-up, cosine to a tenth), tokens
+    (positions), labels, blocks a step; the seed orders the blocks and draws what is initialised at random."""
 
-    rate: float
+    rate: float | tuple[float, ...]
     tokens: int
     labels: str = "data"
     seed: int = 0
-    blocks: int = 4
-    checks: int = 4  # validations; the heads of the best one are kept
+    blocks: int = 1
+    checks: int = 4  # validations after the one of the untrained heads; each offset keeps the head of its best one
 
     def __post_init__(self):
         if self.labels not in TRAIN_LABELS:
             raise ValueError(f"labels={self.labels!r}; there are {', '.join(TRAIN_LABELS)}")
+
+    def rates(self, offsets: tuple[int, ...]) -> tuple[float, ...]:
+        """The peak rate of each offset's head."""
+        rates = self.rate if isinstance(self.rate, tuple) else (self.rate,) * len(offsets)
+        if len(rates) != len(offsets):
+            raise ValueError(f"rate={self.rate}: one for all heads, or one for each of offsets={offsets}")
+        return rates
 
 
 def trained_heads(
@@ -44,8 +51,9 @@ def trained_heads(
 ) -> dict[str, np.ndarray]:
     """Heads trained on frozen features, as arrays: `heads.<name>` for each tensor, and what was seen on the way.
 
-    loss (steps, offsets) and validation (checks, offsets): cross-entropy to the training labels, nats a token; `kept` is
-    the check whose heads these are. Every arm of a seed sees the same blocks in the same order.
+    The heads of different offsets share nothing: each has its rate, its own clipping and its best check. loss (steps,
+    offsets) and validation (checks, offsets): cross-entropy to the training labels, nats a token; check 0 is before the
+    first step, `kept` (offsets,) the check whose head this is. Every arm of a seed sees the same blocks in the same order.
 
     Raises:
         ValueError: more tokens than `features` has, or an offset beyond its drawn labels; FloatingPointError: a loss that
@@ -59,30 +67,47 @@ def trained_heads(
         raise ValueError(f"tokens={training.tokens}: between {per_step} and the {features.tokens.numel()} of the features")
     if training.labels != "data" and max(spec.offsets) > features.horizon:
         raise ValueError(f"offsets={spec.offsets}: labels are drawn up to offset {features.horizon}, the features' horizon")
-    optimizer = accelerator.prepare(torch.optim.AdamW(_groups(heads, training.rate), betas=(0.9, 0.95), weight_decay=0.0))
+    groups = [g for k, rate in zip(spec.offsets, training.rates(spec.offsets), strict=True) for g in _groups(heads, k, rate)]
+    optimizer = accelerator.prepare(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0))
     order = np.random.default_rng(training.seed).permutation(steps * training.blocks)
     checks = {round((i + 1) * steps / training.checks) for i in range(training.checks)}
-    losses, seen, best = [], [], None
+    losses, best = [], _Best(heads, validate(heads, validation, training.labels))
     name = f"{spec.kind} on {spec.features}, {features.backbone.name}"
     for step in progress(range(steps), name):
         for group in optimizer.param_groups:
-            group["lr"] = group["multiple"] * rate_at(step, steps, training.rate)
+            group["lr"] = rate_at(step, steps, group["peak"])
         here = order[step * training.blocks : (step + 1) * training.blocks]
         mine = here[accelerator.process_index :: accelerator.num_processes]
         losses.append(step_losses(heads, features, mine, training.labels, accelerator.backward))
         if not np.isfinite(losses[-1]).all():
-            raise FloatingPointError(f"{name}: losses {losses[-1]} at step {step} (rate {training.rate:g})")
+            raise FloatingPointError(f"{name}: losses {losses[-1]} at step {step} (rate {training.rate})")
         for p in heads.parameters():
             if p.grad is not None:
                 p.grad = accelerator.reduce(p.grad, "mean")
-        torch.nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
+        for k in spec.offsets:
+            torch.nn.utils.clip_grad_norm_(list(heads.of(k).values()), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 in checks:
-            seen.append(validate(heads, validation, training.labels))
-            if best is None or np.mean(seen[-1]) < np.mean(seen[best[0]]):
-                best = len(seen) - 1, heads.arrays()
-    return best[1] | {"loss": np.array(losses), "validation": np.array(seen), "kept": np.array([best[0]])}
+            best.see(validate(heads, validation, training.labels))
+    return best.arrays | {"loss": np.array(losses), "validation": np.array(best.seen), "kept": np.array(best.kept)}
+
+
+class _Best:
+    """The tensors of each offset's head at its best check."""
+
+    def __init__(self, heads: Heads, losses: list[float]):
+        self.heads, self.seen, self.kept, self.arrays = heads, [losses], [0] * len(losses), heads.arrays()
+
+    def see(self, losses: list[float]) -> None:
+        """Keep the heads that are better than all before."""
+        self.seen.append(losses)
+        now = None
+        for i, k in enumerate(self.heads.spec.offsets):
+            if losses[i] < self.seen[self.kept[i]][i]:
+                self.kept[i] = len(self.seen) - 1
+                now = now or self.heads.arrays()
+                self.arrays |= {f"heads.{n}": now[f"heads.{n}"] for n in self.heads.of(k)}
 
 
 def heads_from(arrays, backbone, spec: HeadSpec) -> Heads:
@@ -146,8 +171,9 @@ def _cross_entropy(log_probs: torch.Tensor, target: torch.Tensor, heads: Heads) 
     return -(p * log_probs).sum(-1)
 
 
-def _groups(heads: Heads, rate: float) -> list[dict]:
-    """Parameter groups; `multiple` is what each one's rate is multiplied by."""
-    mixes = [p for n, p in heads.named_parameters() if n.endswith((".w", ".gamma"))]
-    others = [p for n, p in heads.named_parameters() if not n.endswith((".w", ".gamma"))]
-    return [{"params": ps, "lr": rate, "multiple": m} for ps, m in ((others, 1.0), (mixes, MIX_RATE)) if ps]
+def _groups(heads: Heads, offset: int, rate: float) -> list[dict]:
+    """Parameter groups of one offset's head; `peak` is each one's largest rate."""
+    named = heads.of(offset)
+    mixes = [p for n, p in named.items() if n.endswith((".w", ".gamma"))]
+    others = [p for n, p in named.items() if not n.endswith((".w", ".gamma"))]
+    return [{"params": ps, "lr": rate, "peak": m * rate} for ps, m in ((others, 1.0), (mixes, MIX_RATE)) if ps]

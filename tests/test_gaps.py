@@ -80,10 +80,10 @@ def test_tuning_tries_the_same_rates_for_every_arm_and_goes_on_at_an_edge(run, w
     arm = gaps.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)
     stored = {p.name for p in (run_tables(run)).glob("03_heads*.safetensors")}
     rates = {float(n.split("-1024-")[1].split("-seed")[0]) for n in stored if "-1024-" in n}
-    assert rates >= set(gaps.TRIALS) and arm.training.rate in rates and arm.training.tokens == 2048
+    assert rates >= set(gaps.TRIALS) and arm.training.rate[0] in rates and arm.training.tokens == 2048
     best = sorted(gaps.RATES.index(r) for r in rates)
     assert best == list(range(best[0], best[-1] + 1))
-    chosen = gaps.RATES.index(arm.training.rate)
+    chosen = gaps.RATES.index(arm.training.rate[0])
     assert chosen in (0, len(gaps.RATES) - 1) or best[0] < chosen < best[-1]
     before = {n: (run_tables(run) / n).stat().st_mtime_ns for n in stored}
     gaps.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)  # a second call trains nothing

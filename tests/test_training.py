@@ -112,10 +112,11 @@ def test_heads_learn_a_sequence_in_which_every_token_tells_the_later_ones():
     cycle = torch.arange(96 * 12).view(96, 12) % VOCAB
     b = tiny_backbone()
     text, held_out = FrozenFeatures(b, cycle[:80], (2,)), FrozenFeatures(b, cycle[80:], (2,))
-    found = trained_heads(text, held_out, HeadSpec("linear", unembedding="copied", offsets=(2, 3)), Training(3e-2, 80 * 12))
-    assert found["loss"].shape == (20, 2) and found["validation"].shape == (4, 2)
+    spec, how = HeadSpec("linear", unembedding="copied", offsets=(2, 3)), Training(3e-2, 80 * 12, blocks=4)
+    found = trained_heads(text, held_out, spec, how)
+    assert found["loss"].shape == (20, 2) and found["validation"].shape == (5, 2) and found["kept"].tolist() == [4, 4]
     assert found["validation"][-1].max() < 0.3 < 1.0 < found["loss"][0].min()
-    other = trained_heads(text, held_out, HeadSpec("linear", unembedding="copied", offsets=(2, 3)), Training(3e-2, 80 * 12))
+    other = trained_heads(text, held_out, spec, how)
     assert all(np.array_equal(found[n], other[n]) for n in found)  # to the bit
 
 
@@ -133,29 +134,40 @@ def test_shuffled_labels_teach_nothing():
     found = trained_heads(
         FrozenFeatures(b, noise[:80], (2,)), FrozenFeatures(b, noise[80:], (2,)), HeadSpec(offsets=(2,)), Training(1e-2, 80 * 12)
     )
-    assert found["validation"].min() > np.log(VOCAB) - 0.05
+    assert found["validation"][1:].min() > np.log(VOCAB) - 0.05
 
 
-def test_the_heads_of_the_best_validation_are_kept_and_come_back():
+def test_each_offset_keeps_the_head_of_its_best_check_the_untrained_one_among_them():
     f = frozen(blocks=16)
     held_out = FrozenFeatures(f.backbone, random_tokens(4, seed=1), (2,))
-    spec = HeadSpec("residual", offsets=(2,))
-    found = trained_heads(f, held_out, spec, Training(0.5, f.tokens.numel(), blocks=1))
-    assert found["kept"][0] == found["validation"].mean(1).argmin()
+    spec = HeadSpec("residual", offsets=(2, 3))
+    found = trained_heads(f, held_out, spec, Training((0.5, 0.0), f.tokens.numel()))
+    assert found["kept"].tolist() == found["validation"].argmin(0).tolist()
+    assert np.ptp(found["validation"][:, 1]) == 0 and found["kept"][1] == 0  # at rate 0 nothing is better than the start
 
     class Stored:
         values = found
 
-    heads = heads_from(Stored, f.backbone, spec)
-    again = training.validate(heads, held_out, "data")
-    assert again == pytest.approx(found["validation"][found["kept"][0]].tolist(), abs=1e-6)
+    again = training.validate(heads_from(Stored, f.backbone, spec), held_out, "data")
+    assert again == pytest.approx(found["validation"].min(0).tolist(), abs=1e-6)
+
+
+def test_heads_of_several_offsets_are_those_of_each_offset_alone():
+    f = frozen(blocks=16)
+    both, rates = trained_heads(f, f, HeadSpec("linear", offsets=(2, 3)), Training((1e-1, 1e-2), 192)), {2: 1e-1, 3: 1e-2}
+    for k in (2, 3):
+        alone = trained_heads(f, f, HeadSpec("linear", offsets=(k,)), Training(rates[k], 192))
+        names = [n for n in alone if n.startswith("heads.")]
+        assert names and all(np.allclose(alone[n], both[n], atol=1e-6) for n in names)
 
 
 def test_more_tokens_than_there_are_and_unknown_labels_are_refused():
     f = frozen(blocks=4)
-    with pytest.raises(ValueError, match="between 48 and the 48"):
+    with pytest.raises(ValueError, match="between 12 and the 48"):
         trained_heads(f, f, HeadSpec(), Training(1e-3, 100))
     with pytest.raises(ValueError, match="up to offset 3"):
         trained_heads(f, f, HeadSpec(), Training(1e-3, 48, "soft"))
+    with pytest.raises(ValueError, match="one for each of offsets"):
+        trained_heads(f, f, HeadSpec(), Training((1e-3, 1e-2), 48))
     with pytest.raises(ValueError, match="labels='hard'"):
         Training(1e-3, 48, labels="hard")
