@@ -91,6 +91,18 @@ def training_blocks(split: str, tokenizer, n: int, seed: int) -> np.ndarray:
     return found
 
 
+def documents_in(block: torch.Tensor, tokenizer, split: str = "heads") -> list[str]:
+    """Names of the documents that a training block (CONTEXT,) holds parts of; none where it is no block of that split."""
+    for corpus in corpora.CORPORA if tokenizer is not None else ():
+        tokens = stream(corpus, split, tokenizer)
+        rows = tokens[: len(tokens) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
+        if len(block) == CONTEXT and len(found := (rows == block.numpy()).all(1).nonzero()[0]):
+            begins = np.flatnonzero(tokens == tokenizer.convert_tokens_to_ids(END))
+            first, last = np.searchsorted(begins, [found[0] * CONTEXT, (found[0] + 1) * CONTEXT - 1], side="right") - 1
+            return [d.id for d in corpora.documents(corpus, split)[max(0, first) : last + 1]]
+    return []
+
+
 def evaluation_blocks(
     corpus: str, split: str, tokenizer, *, n_documents: int, positions_per_document: int, horizon: int, seed: int = 0
 ) -> Blocks:

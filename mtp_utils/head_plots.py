@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .style import LABEL, STYLE, errors, line, log_params, new_axes
+from .style import LABEL, MARKERS, STYLE, errors, line, log_params, new_axes
 
 OFFSETS = {1: "ntp", 2: "offset2", 3: "offset3", 4: "offset4"}
 
@@ -77,8 +77,8 @@ def mix_weights(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str) -> Figure:
-    """A gap to the marginal for each arm, a panel a corpus, a marker an offset; zero is the marginal itself.
+def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str, marks: tuple[float, ...] = (0.0,)) -> Figure:
+    """A gap to the marginal for each arm, a panel a corpus, a marker an offset; lines at `marks` (zero: the marginal itself).
 
     summary: corpus, offset, arm, metric, value, ..."""
     corpora, arms = list(dict.fromkeys(summary["corpus"])), list(dict.fromkeys(summary["arm"]))
@@ -91,7 +91,8 @@ def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str) -> 
             colour, marker, _ = STYLE[OFFSETS[offset]]
             ax.errorbar(rows["value"], np.arange(len(arms)) + 0.2 * (i - (len(offsets) - 1) / 2), xerr=errors(rows), color=colour,
                         marker=marker, linestyle="none", capsize=2, label=f"offset {offset}")  # fmt: skip
-        ax.axvline(0, color="black", linewidth=0.9)
+        for mark in marks:
+            ax.axvline(mark, color="black", linewidth=0.9)
         ax.set(title=corpus, xlabel=xlabel, yticks=range(len(arms)), yticklabels=arms)
     axes[0].invert_yaxis()
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -135,5 +136,26 @@ def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Fi
         ax.set_xticks(ticks, [f"{t / 1e6:.2g}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
         ax.set(title=corpus, xlabel="training tokens of the heads", ylabel=ylabel if ax is axes[0] else "")
     axes[-1].legend(fontsize=8)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def against_ntp(table: pd.DataFrame, title: str) -> Figure:
+    """Cross-entropy at offset 2 against that of the next token, a panel a corpus, a marker an arm.
+
+    table: corpus, arm, offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high."""
+    corpora, arms = list(dict.fromkeys(table["corpus"])), list(dict.fromkeys(table["arm"]))
+    figure, axes = new_axes(len(corpora), width=3.8, height=4.0)
+    colours = sns.color_palette("colorblind", 10)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        for i, arm in enumerate(arms):
+            row = table[(table.corpus == corpus) & (table.arm == arm)].iloc[0]
+            bars = {
+                f"{a}err": [[row[n] - row[f"{n}_low"]], [row[f"{n}_high"] - row[n]]] for a, n in (("x", "ntp"), ("y", "offset2"))
+            }
+            look = {"color": colours[i % 10], "marker": MARKERS[i % len(MARKERS)], "linestyle": "none", "elinewidth": 0.6}
+            ax.errorbar(row["ntp"], row["offset2"], **bars, **look, label=arm)
+        ax.set(title=corpus, xlabel="next token [nats/token]", ylabel="offset 2 [nats/token]" if ax is axes[0] else "")
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize=12)
     return figure

@@ -106,7 +106,8 @@ def _train(spec: Spec, rate: float, tokens: int, work: Path, every: int) -> dict
     return result
 
 
-def checkpoint(parts, optimizer, path: Path, step: int, curve: list[float], settings: dict) -> None:
+def checkpoint(parts, optimizer, path: Path, step: int, curve, settings: dict) -> None:
+    """What `restore` needs to go on after `step` steps, in one file; curve: anything JSON can hold."""
     tensors = {f"parts.{k}": v.contiguous() for k, v in parts.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v.contiguous() for k, v in state.items()}
@@ -114,7 +115,8 @@ def checkpoint(parts, optimizer, path: Path, step: int, curve: list[float], sett
     write_atomic(path, save(tensors, metadata=metadata))
 
 
-def restore(parts, optimizer, path: Path, settings: dict) -> tuple[int, list[float]]:
+def restore(parts, optimizer, path: Path, settings: dict) -> tuple[int, list | dict]:
+    """Put `parts` and `optimizer` where `checkpoint` left them; returns its step and curve, (0, []) where there is none."""
     if not path.exists():
         return 0, []
     state = optimizer.state_dict()

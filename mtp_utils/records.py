@@ -60,10 +60,11 @@ def measured(
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Stored numpy arrays by name; the fingerprint is the sha256 of their file."""
+    """Stored numpy arrays by name; the fingerprint is the sha256 of their file, seconds what making them took."""
 
     values: dict
     fingerprint: str
+    seconds: float = float("nan")
 
 
 def measured_arrays(
@@ -156,7 +157,7 @@ def read_arrays(path: Path, key: str | None = None) -> Arrays | None:
         record, data = _checked(path, key)
     except UNTRUSTED:
         return None
-    return Arrays(load(data), record["sha256"])
+    return Arrays(load(data), record["sha256"], record.get("seconds", float("nan")))
 
 
 def write_arrays(path: Path, arrays: dict, record: dict | None = None) -> None:

@@ -28,6 +28,7 @@ STYLE = {  # name -> colour, marker, line style
     "offset3": ("#56B4E9", "^", "--"),
     "offset4": ("#CC79A7", "D", "-."),
     "frozen": ("#D55E00", "^", "--"),
+    "joint": ("#0072B2", "s", "-"),
     "residual": ("#D55E00", "^", "--"),
     "linear": ("#E69F00", "v", "-."),
     "block": ("#CC79A7", "P", ":"),
@@ -36,7 +37,10 @@ STYLE = {  # name -> colour, marker, line style
     "mtp twin": ("#0072B2", "D", "--"),
     "offset-2 twin": ("#009E73", "P", "-."),
     "untrained": ("#E69F00", "x", ":"),
+    "before": ("#7f7f7f", "s", "-"),
+    "after joint training": ("#0072B2", "D", "--"),
 }
+MARKERS = "os^DvPX*<>ph8d"
 SIZES = ("#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b")
 LABEL = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "cross_entropy": "cross-entropy [nats/token]"}
 NAMES = {
@@ -48,7 +52,8 @@ NAMES = {
     "offset2": "offset 2",
     "offset3": "offset 3",
     "offset4": "offset 4",
-    "frozen": "best frozen head",
+    "frozen": "frozen heads",
+    "joint": "joint training",
     "floor": "least gap at this width",
 }
 

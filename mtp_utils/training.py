@@ -61,36 +61,45 @@ def trained_heads(
     """
     accelerator = Accelerator()
     heads = Heads(features.backbone, spec, training.seed)
+    order, checks = plan(features, spec, training)
+    groups = [g for k, rate in zip(spec.offsets, training.rates(spec.offsets), strict=True) for g in head_groups(heads, k, rate)]
+    optimizer = accelerator.prepare(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0))
+    losses, best = [], _Best(heads, validate(heads, validation, training.labels))
+    name = f"{spec.kind} on {spec.features}, {features.backbone.name}"
+    for step in progress(range(len(order)), name):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, len(order), group["peak"])
+        mine = order[step][accelerator.process_index :: accelerator.num_processes]
+        losses.append(step_losses(heads, features, mine, training.labels, accelerator.backward))
+        if not np.isfinite(losses[-1]).all():
+            raise FloatingPointError(f"{name}: losses {losses[-1]} at step {step} (rate {training.rate})")
+        for k in spec.offsets:
+            combine(accelerator, list(heads.of(k).values()))
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 in checks:
+            best.see(validate(heads, validation, training.labels))
+    return best.arrays | {"loss": np.array(losses), "validation": np.array(best.seen), "kept": np.array(best.kept)}
+
+
+def plan(features: FrozenFeatures, spec: HeadSpec, training) -> tuple[np.ndarray, set[int]]:
+    """The blocks of each step (steps, blocks), and the steps after which to validate. Raises ValueError; see trained_heads."""
     per_step = training.blocks * features.tokens.shape[1]
     steps = training.tokens // per_step
     if not 1 <= steps * training.blocks <= len(features.tokens):
         raise ValueError(f"tokens={training.tokens}: between {per_step} and the {features.tokens.numel()} of the features")
     if training.labels != "data" and max(spec.offsets) > features.horizon:
         raise ValueError(f"offsets={spec.offsets}: labels are drawn up to offset {features.horizon}, the features' horizon")
-    groups = [g for k, rate in zip(spec.offsets, training.rates(spec.offsets), strict=True) for g in _groups(heads, k, rate)]
-    optimizer = accelerator.prepare(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0))
-    order = np.random.default_rng(training.seed).permutation(steps * training.blocks)
-    checks = {round((i + 1) * steps / training.checks) for i in range(training.checks)}
-    losses, best = [], _Best(heads, validate(heads, validation, training.labels))
-    name = f"{spec.kind} on {spec.features}, {features.backbone.name}"
-    for step in progress(range(steps), name):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps, group["peak"])
-        here = order[step * training.blocks : (step + 1) * training.blocks]
-        mine = here[accelerator.process_index :: accelerator.num_processes]
-        losses.append(step_losses(heads, features, mine, training.labels, accelerator.backward))
-        if not np.isfinite(losses[-1]).all():
-            raise FloatingPointError(f"{name}: losses {losses[-1]} at step {step} (rate {training.rate})")
-        for p in heads.parameters():
-            if p.grad is not None:
-                p.grad = accelerator.reduce(p.grad, "mean")
-        for k in spec.offsets:
-            torch.nn.utils.clip_grad_norm_(list(heads.of(k).values()), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step + 1 in checks:
-            best.see(validate(heads, validation, training.labels))
-    return best.arrays | {"loss": np.array(losses), "validation": np.array(best.seen), "kept": np.array(best.kept)}
+    order = np.random.default_rng(training.seed).permutation(steps * training.blocks).reshape(steps, training.blocks)
+    return order, {round((i + 1) * steps / training.checks) for i in range(training.checks)}
+
+
+def combine(accelerator: Accelerator, parameters: list, norm: float = 1.0) -> None:
+    """Gradients averaged over the processes, then clipped to that norm together."""
+    for p in parameters:
+        if p.grad is not None:
+            p.grad = accelerator.reduce(p.grad, "mean")
+    torch.nn.utils.clip_grad_norm_(parameters, norm)
 
 
 class _Best:
@@ -118,29 +127,30 @@ def heads_from(arrays, backbone, spec: HeadSpec) -> Heads:
     return heads.eval()
 
 
-def step_losses(heads: Heads, features: FrozenFeatures, rows, labels: str, backward=None) -> list[float]:
-    """Mean cross-entropy [nats/token] at each offset on some blocks; with `backward`, gradients into the heads.
+def step_losses(
+    heads: Heads, features: FrozenFeatures, rows, labels: str, backward=None, *, states=None, weights: tuple = ()
+) -> list[float]:
+    """Mean cross-entropy [nats/token] at each offset on some blocks; with `backward`, gradients of their sum, or of the sum
+    weighted by `weights`, into the heads (and into `states`, where those are given instead of the features' own).
 
-    Logits are made, used and let go NUMBERS at a time; each block's gradient stops at the hidden state and goes through
-    the trunk once.
+    Logits are made, used and let go NUMBERS at a time, one head after another (as Gloeckle et al., arXiv 2404.19737); each
+    block's gradient stops at the hidden state and goes through the trunk once.
     """
-    hidden = heads(features.batch(rows, heads.layers))
-    found, leaves = [], []
-    for k, h in hidden.items():
-        h, target = _aligned(features, rows, labels, k, h)
-        leaf = h.detach().requires_grad_(h.requires_grad)
+    hidden = heads(features.batch(rows, heads.layers) if states is None else states)
+    found, teacher = [], features.backbone.model
+    for (k, h), weight in zip(hidden.items(), weights or (1.0,) * len(hidden), strict=True):
+        aligned, target = _aligned(features, rows, labels, k, h)
+        leaf = aligned.detach().requires_grad_(aligned.requires_grad)
         size = max(1, NUMBERS // heads.vocabulary)
         total = 0.0
         for part, wanted in zip(leaf.split(size), target.split(size), strict=True):
-            loss = _cross_entropy(heads.log_probs(k, part), wanted, heads).sum() / len(leaf)
+            loss = _cross_entropy(heads.log_probs(k, part), wanted, teacher).sum() / len(leaf)
             total += loss.item()
             if backward:
-                backward(loss)
+                backward(weight * loss)
         found.append(total)
-        leaves.append((h, leaf.grad))
-    for h, gradient in leaves if backward else ():
-        if gradient is not None:
-            h.backward(gradient)
+        if backward and leaf.grad is not None:
+            aligned.backward(leaf.grad)
     return found
 
 
@@ -163,15 +173,15 @@ def _aligned(features: FrozenFeatures, rows, labels: str, offset: int, hidden: t
     return h.flatten(0, 1), target.flatten(0, 1).to(h.device)
 
 
-def _cross_entropy(log_probs: torch.Tensor, target: torch.Tensor, heads: Heads) -> torch.Tensor:
-    """(positions,) nats: -log q of a token, or - sum_w p(w) log q(w) where the target is the state p is made from."""
+def _cross_entropy(log_probs: torch.Tensor, target: torch.Tensor, teacher) -> torch.Tensor:
+    """(positions,) nats: -log q of a token, or - sum_w p(w) log q(w) where the target is the teacher's state p is made from."""
     if target.ndim == 1:
         return -log_probs.gather(1, target[:, None])[:, 0]
-    p = unembed(heads.model, target).float().softmax(-1)
+    p = unembed(teacher, target).float().softmax(-1)
     return -(p * log_probs).sum(-1)
 
 
-def _groups(heads: Heads, offset: int, rate: float) -> list[dict]:
+def head_groups(heads: Heads, offset: int, rate: float) -> list[dict]:
     """Parameter groups of one offset's head; `peak` is each one's largest rate."""
     named = heads.of(offset)
     mixes = [p for n, p in named.items() if n.endswith((".w", ".gamma"))]

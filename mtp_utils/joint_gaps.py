@@ -1,0 +1,70 @@
+"""What joint training brings: arms trained together with their backbone, scored where the frozen ones are, against the base
+model's marginal; what it costs at the next token."""
+
+import hashlib
+import json
+import sys
+
+import pandas as pd
+import torch
+
+from . import gaps, joint, offsets
+from .backbones import Backbone, unembed
+from .features import BLOCKS, FrozenFeatures
+from .heads import HeadSpec
+from .joint import Joint
+from .records import fingerprint
+
+
+def joint_arm(run, where: gaps.Bench, spec: HeadSpec | None, how: Joint) -> tuple[gaps.Arm, Backbone]:
+    """An arm trained together with a copy of where's backbone, and that copy, from stored arrays if they exist. Without a
+    spec: the copy trained for the next token alone."""
+    what = [fingerprint(spec), fingerprint(how), where.train.fingerprint, where.validation.fingerprint]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:10]
+    name = f"{spec.kind}-{spec.features}" if spec else "ntp"
+    given = {"features": where.train, "validation": where.validation, "spec": spec, "how": how}
+    arrays = run.measure_arrays(
+        f"05_joint_{where.backbone.name.replace('/', '-')}_{name}-{how.labels}-{how.tokens}-seed{how.seed}-{digest}",
+        joint.joint_training,
+        modules=[joint],
+        **given,
+    )
+    joint.checkpoint_path(**given).unlink(missing_ok=True)
+    backbone = joint.trained_backbone(where.backbone, arrays, how, f"{where.backbone.name}+{name}-{digest}")
+    return gaps.Arm(spec, how, arrays, f"{name}-{digest}"), backbone
+
+
+def scores_of(run, arm: gaps.Arm, backbone: Backbone, base: Backbone, test: dict, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(scores as gaps.scored, next-token losses as measures.ntp_table) of an arm on its backbone, with the column `arm`;
+    the labels and the marginal are the base model's."""
+    last = backbone.model.config.get_text_config().num_hidden_layers
+    layers = tuple(sorted({*gaps.heads_from(arm.arrays, backbone, arm.spec).layers, last}))
+    where = gaps.bench(backbone, 1, layers, test)
+    ntp = [
+        run.measure(
+            f"05_ntp_{gaps.stem_of(backbone, part)}",
+            ntp_table,
+            modules=[sys.modules[__name__]],
+            features=states,
+            blocks=part,
+        )
+        for part, states in where.test.values()
+    ]
+    return gaps.scored(run, where, [arm], base).assign(arm=name), pd.concat(ntp, ignore_index=True).assign(arm=name)
+
+
+@torch.no_grad()
+def ntp_table(features: FrozenFeatures, blocks) -> pd.DataFrame:
+    """Held-out next-token cross-entropy of each document's window, nats a token, from the last layer's states."""
+    model, rows = features.backbone.model, []
+    last = model.config.get_text_config().num_hidden_layers
+    for start in range(0, len(blocks.tokens), BLOCKS):
+        part = slice(start, start + BLOCKS)
+        logits = unembed(model, features.batch(part, (last,))[:, :, 0]).float().cpu()
+        logits, labels = offsets.predictions_at(logits, 1), offsets.labels_at(blocks.tokens[part], 1)
+        losses = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
+        keep = offsets.labels_at(blocks.mask[part], 1)
+        means = (losses * keep).sum(1) / keep.sum(1)
+        names = blocks.documents[part]
+        rows += [(features.backbone.name, blocks.corpus, n, 0, float(m)) for n, m in zip(names, means, strict=True)]
+    return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "position", "cross_entropy"])

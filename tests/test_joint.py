@@ -1,0 +1,182 @@
+"""Heads and backbone together: gradients are those of the whole loss, a stopped run ends as an undisturbed one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import VOCAB, tiny_backbone
+
+from mtp_utils import blocks, joint
+from mtp_utils.backbones import load_backbone
+from mtp_utils.features import FrozenFeatures
+from mtp_utils.heads import HeadSpec
+from mtp_utils.joint import Joint, Together, joint_losses, joint_training, trained_backbone
+from mtp_utils.records import Arrays
+
+SPEC = HeadSpec("residual", "mix", offsets=(2, 3))
+HOW = Joint(1e-2, 20 * 12, backbone_rate=0.5, warmup=0.25)
+
+
+def text(name="gpt_neox", n=20, seed=0):
+    tokens = torch.randint(VOCAB, (n, 12), generator=torch.Generator().manual_seed(seed))
+    return FrozenFeatures(tiny_backbone(name), tokens, (0, 1, 2), horizon=3)
+
+
+@pytest.fixture(autouse=True)
+def build(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTP_BUILD", str(tmp_path))
+    monkeypatch.setattr(joint, "choose_dtype", lambda *_, **__: (torch.float32, "what is compared here is exact"))
+
+
+@pytest.mark.parametrize("labels", ["data", "sampled", "soft"])
+@pytest.mark.parametrize("name", ["gpt_neox", "llama", "gpt2"])
+def test_gradients_one_head_after_another_are_those_of_the_whole_loss(monkeypatch, name, labels):
+    monkeypatch.setattr("mtp_utils.training.NUMBERS", 5 * VOCAB)
+    monkeypatch.setattr(joint, "NUMBERS", 5 * VOCAB)
+    f, how = text(name, 2), dataclasses.replace(HOW, labels=labels, ntp_weight=0.7, decay=0.5)
+    f.paths  # noqa: B018 (drawn from the base model, before anything is trained)
+    together = Together(f.backbone, SPEC, how)
+    together.free(True)
+    found = joint_losses(together, f, slice(0, 2), how, torch.Tensor.backward)
+    parameters = [*together.trained.values(), *together.heads.parameters()]
+    ours = [p.grad.clone() for p in parameters if p.grad is not None]
+    for p in parameters:
+        p.grad = None
+    hidden = together.model.base_model(f.tokens, output_hidden_states=True).hidden_states
+    states, losses = together.heads(torch.stack(hidden, 2)), []
+    whole = 0.7 * torch.nn.functional.cross_entropy(
+        together.model.get_output_embeddings()(hidden[-1])[:, :-1].flatten(0, 1), f.tokens[:, 1:].flatten()
+    )
+    for weight, (k, h) in zip((1.0, 0.5), states.items(), strict=True):
+        q = together.heads.log_probs(k, h)
+        if labels == "data":
+            losses.append(torch.nn.functional.nll_loss(q[:, :-k].flatten(0, 1), f.tokens[:, k:].flatten()))
+        elif labels == "sampled":
+            losses.append(torch.nn.functional.nll_loss(q.flatten(0, 1), f.paths.tokens[..., k - 1].flatten()))
+        else:
+            taught = f.backbone.model.get_output_embeddings()(torch.from_numpy(f.paths.states[:, :, k - 1]).float())
+            losses.append(-(taught.softmax(-1) * q).sum(-1).mean())
+        whole = whole + weight * losses[-1]
+    whole.backward()
+    theirs = [p.grad for p in parameters if p.grad is not None]
+    assert len(ours) == len(theirs) > 10 and found[1:] == pytest.approx([x.item() for x in losses], abs=1e-5)
+    assert all((a - b).abs().max() < 1e-5 for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_stopped_run_goes_on_and_ends_as_an_undisturbed_one_to_the_bit(monkeypatch, lora):
+    f, v, how = text(), text(n=3, seed=1), dataclasses.replace(HOW, lora=lora)
+    straight = joint_training(f, v, SPEC, how)
+    assert not list((joint.paths.cache() / "joint").glob("*"))  # shorter than SAVE_EVERY
+    monkeypatch.setattr(joint, "SAVE_EVERY", 0.0)
+    calls, real = [], joint.joint_losses
+
+    def stopping(*given):
+        calls.append(len(given) > 4)
+        if sum(calls) == 11:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(joint, "joint_losses", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        joint_training(f, v, SPEC, how)
+    monkeypatch.setattr(joint, "joint_losses", lambda *given: calls.append(len(given) > 4) or real(*given))
+    resumed = joint_training(f, v, SPEC, how)
+    assert sum(calls) == 21 and straight["loss"].shape == (20, 2)  # 10, the one that was stopped, 10
+    assert straight.keys() == resumed.keys() and all(np.array_equal(straight[n], resumed[n]) for n in straight)
+
+
+def test_the_base_model_stays_and_the_backbone_rests_during_the_warm_up():
+    f = text()
+    before = {n: p.clone() for n, p in f.backbone.model.state_dict().items()}
+    resting = joint_training(f, f, SPEC, dataclasses.replace(HOW, warmup=1.0))
+    moving = joint_training(f, f, SPEC, dataclasses.replace(HOW, warmup=0.0))
+    never = joint_training(f, f, SPEC, dataclasses.replace(HOW, warmup=0.0, backbone_rate=0.0))
+    for name, tensor in before.items():
+        assert torch.equal(tensor, f.backbone.model.state_dict()[name])
+        if f"model.{name}" in moving:
+            assert np.array_equal(resting[f"model.{name}"], tensor.numpy()) and np.array_equal(
+                never[f"model.{name}"], tensor.numpy()
+            )
+    assert any(not np.array_equal(moving[n], resting[n]) for n in moving if n.startswith("model."))
+    heads = [n for n in moving if n.startswith("heads.")]
+    assert heads and any(not np.array_equal(resting[n], moving[n]) for n in heads)
+
+
+def test_adapters_merged_into_the_weights_give_the_same_logits():
+    f, how = text(), dataclasses.replace(HOW, lora=2, tokens=20 * 12)
+    found = joint_training(f, f, SPEC, how)
+    trained = [n for n in found if n.startswith("model.")]
+    assert trained and all(".lora_" in n for n in trained) and not any("embed_out" in n for n in trained)
+    merged = trained_backbone(f.backbone, Arrays(found, "x"), how, "joint").model
+    unmerged = Together(f.backbone, SPEC, how)
+    unmerged.load_state_dict({n: torch.from_numpy(x) for n, x in found.items() if n.startswith(("model.", "heads."))})
+    logits = [m(f.tokens).logits for m in (merged, unmerged.model, f.backbone.model)]
+    assert (logits[0] - logits[1]).abs().max() < 1e-5 < 1e-3 < (logits[0] - logits[2]).abs().max()
+
+
+def test_full_fine_tuning_comes_back_as_a_backbone_of_its_own():
+    f = text()
+    found = joint_training(f, f, SPEC, HOW)
+    back = trained_backbone(f.backbone, Arrays(found, "digest"), HOW, "joint")
+    assert back.name == "joint" and back.fingerprint == "digest" and not any(p.requires_grad for p in back.model.parameters())
+    again = Together(back, SPEC, HOW)
+    again.heads.load_state_dict(
+        {n.removeprefix("heads."): torch.from_numpy(x) for n, x in found.items() if n.startswith("heads.")}
+    )
+    kept = joint.losses_on(again, f, HOW)
+    best = found["kept"][0]
+    assert kept == pytest.approx([found["ntp_validation"][best], *found["validation"][best]], abs=1e-5)
+    assert best == found["validation"].mean(1).argmin() > 0
+
+
+def test_without_heads_the_backbone_learns_the_next_token_alone():
+    cycle = torch.arange(96 * 12).view(96, 12) % VOCAB
+    f = FrozenFeatures(tiny_backbone(), cycle, (2,))
+    found = joint_training(f, f, None, Joint(3e-2, 96 * 12, backbone_rate=1.0))
+    assert found["ntp_validation"][-1] < 0.5 * found["ntp_validation"][0] and not any(n.startswith("heads.") for n in found)
+
+
+def test_joint_training_learns_what_frozen_heads_cannot():
+    """The token after next is the one before: the state of a random backbone without it cannot tell a linear map."""
+    pairs = torch.randint(VOCAB, (400, 2), generator=torch.Generator().manual_seed(0))
+    tokens = pairs.repeat(1, 6)  # a b a b ...: offset 2 repeats the token itself, offset 3 the one before
+    f, held = (FrozenFeatures(tiny_backbone(), part, (2,)) for part in (tokens[:360], tokens[360:]))
+    spec = HeadSpec("linear", offsets=(3,))
+    frozen, free = (joint_training(f, held, spec, Joint(1e-2, 360 * 12, backbone_rate=r, warmup=0.1)) for r in (0.0, 1.0))
+    assert free["validation"].min() < 0.7 * frozen["validation"].min()
+
+
+def test_a_loss_that_is_not_finite_names_step_rate_and_documents_and_keeps_the_checkpoint(monkeypatch):
+    b = load_backbone("ladder/w16", device="cpu")
+    real = blocks.training_blocks("heads", b.tokenizer, 12, 0).astype(np.int64)
+    f = FrozenFeatures(b, torch.from_numpy(real), (6,))
+    monkeypatch.setattr(joint, "SAVE_EVERY", 0.0)
+    how, steps, losses = Joint(1e-3, 12 * 256, backbone_rate=0.5), [], joint.joint_losses
+
+    def breaking(*given):
+        steps.append(len(given) > 4)
+        return [float("nan"), 1.0] if sum(steps) == 5 else losses(*given)
+
+    monkeypatch.setattr(joint, "joint_losses", breaking)
+    with pytest.raises(FloatingPointError, match=r"at step 4, rates \[.*\.py#\d|at step 4, rates \[.*heads/0") as error:
+        joint_training(f, f, HeadSpec(offsets=(2,)), how)
+    kept = list((joint.paths.cache() / "joint").glob("*.safetensors"))
+    assert len(kept) == 1 and str(kept[0]) in str(error.value)
+
+
+def test_in_bfloat16_it_learns_too(monkeypatch):
+    monkeypatch.setattr(joint, "choose_dtype", lambda *_, **__: (torch.bfloat16, "asked for"))
+    f = FrozenFeatures(tiny_backbone(), torch.arange(96 * 12).view(96, 12) % VOCAB, (2,))
+    found = joint_training(f, f, HeadSpec(offsets=(2, 3)), Joint(3e-2, 96 * 12, backbone_rate=1.0))
+    assert (
+        found["validation"][-1].max() < 0.5 * found["validation"][0].min()
+        and found["heads.trunks.2.0.linear.weight"].dtype == np.float32
+    )
+
+
+def test_arguments_outside_their_limits_are_named():
+    for changes in ({"warmup": 1.5}, {"backbone_rate": -1.0}, {"lora": -1}, {"ntp_weight": -0.1}, {"decay": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            Joint(1e-3, 100, **changes)
