@@ -18,9 +18,8 @@ def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split
     if key not in _counted:  # the same for every backbone
         _counted.clear()
         _counted[key] = _control_log_probs(tokenizer.tokenizer, blocks, split)
-    frames = [
-        score(log_probs, labels.table, offset, name, predictor, "counts") for (offset, predictor), log_probs in _counted[key].items()
-    ]
+    found = _counted[key].items()
+    frames = [score(log_probs, labels.table, offset, name, predictor, "counts") for (offset, predictor), log_probs in found]
     return pd.concat(frames, ignore_index=True)
 
 

@@ -213,8 +213,10 @@ def head_log_probs(heads: Heads, features: FrozenFeatures, scored: torch.Tensor)
     found = {k: [] for k in heads.spec.offsets}
     for start in range(0, len(scored), BLOCKS):
         part = slice(start, start + BLOCKS)
-        here = scored[part].to(features.device)
-        for k, h in heads(features.batch(part, heads.layers)).items():
+        here, states = scored[part].to(features.device), features.batch(part, heads.layers)
+        if heads.spec.kind != "block":  # it alone reads other positions
+            here, states = here[here][None], states[here][None]
+        for k, h in heads(states).items():
             found[k].append(heads.log_probs(k, h[here]).cpu())
     return {k: torch.cat(parts) for k, parts in found.items()}
 

@@ -115,25 +115,25 @@ def c4_effects(frozen: pd.DataFrame, joint: pd.DataFrame, longer: pd.DataFrame) 
     return pd.DataFrame(rows)
 
 
-def shares_closed(joint: pd.DataFrame, frozen: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
+def shares_closed(joint: pd.DataFrame, frozen: pd.DataFrame) -> pd.DataFrame:
     """1 - gap(joint) / gap(frozen) by corpus, offset 2, data labels, with its 95 % interval (bootstrap over documents, and
     over the seeds of either side); nan where the frozen gap's own interval touches 0. On data it may exceed 1."""
-    rows, rng = [], np.random.default_rng(0)
-    joint, frozen = _judged(joint), _judged(frozen)
+    rows, joint, frozen = [], _judged(joint), _judged(frozen)
     for corpus, part in joint.groupby("corpus", sort=False):
         ours, theirs = (_by_document(x, "excess_ce") for x in (part, frozen[frozen.corpus == corpus]))
         if not ours.index.equals(theirs.index):
             raise ValueError(f"other documents on the two sides: {len(ours)} and {len(theirs)}")
-        draws = []
-        for _ in range(resamples):
-            rows_drawn = rng.integers(len(ours), size=len(ours))
-            gaps = [x.to_numpy()[rows_drawn][:, rng.integers(x.shape[1], size=x.shape[1])].mean() for x in (ours, theirs)]
-            draws.append(gaps)
-        gaps = np.array(draws)
-        known = np.quantile(gaps[:, 1], 0.025) > 0 or np.quantile(gaps[:, 1], 0.975) < 0
-        low, high = np.quantile(1 - gaps[:, 0] / gaps[:, 1], [0.025, 0.975]) if known else (np.nan, np.nan)
-        value = 1 - ours.to_numpy().mean() / theirs.to_numpy().mean() if known else np.nan
-        rows.append({"corpus": corpus, "value": value, "ci_low": low, "ci_high": high, "n_documents": len(ours)})
+        rng, documents = np.random.default_rng(0), metrics.resamples(len(ours))
+        gaps = []
+        for table in (ours, theirs):
+            means = documents @ table.to_numpy() / len(table)  # (draws, seeds)
+            gaps.append(np.take_along_axis(means, rng.integers(table.shape[1], size=means.shape), 1).mean(1))
+        low, high = np.quantile(gaps[1], [0.025, 0.975])
+        value, interval = np.nan, (np.nan, np.nan)
+        if low > 0 or high < 0:
+            value = 1 - ours.to_numpy().mean() / theirs.to_numpy().mean()
+            interval = np.quantile(1 - gaps[0] / gaps[1], [0.025, 0.975])
+        rows.append({"corpus": corpus, "value": value, "ci_low": interval[0], "ci_high": interval[1], "n_documents": len(ours)})
     return pd.DataFrame(rows)
 
 

@@ -59,8 +59,15 @@ def stored_marginal(run, backbone, blocks, offset: int) -> records.Arrays:
 
 def stored_labels(run, backbone, blocks) -> Labels:
     """The labels of one backbone on one corpus: all sources for the profile's last rungs, the data's own for the others."""
-    drawn = {n.split(".")[1]: x for n, x in stored_marginals(run, backbone, blocks).values.items() if n.startswith("labels.")}
-    return Labels(label_table(blocks, {source: drawn[source] for source in DRAWN if source in drawn}))
+    found = stored_marginals(run, backbone, blocks)
+    key = blocks.fingerprint, found.fingerprint
+    if key not in _labels:
+        drawn = {n.split(".")[1]: x for n, x in found.values.items() if n.startswith("labels.")}
+        _labels[key] = Labels(label_table(blocks, {source: drawn[source] for source in DRAWN if source in drawn}))
+    return _labels[key]
+
+
+_labels = {}  # every arm that is scored asks for them
 
 
 def marginal_scores(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> pd.DataFrame:

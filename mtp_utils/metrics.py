@@ -24,7 +24,7 @@ def intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, centre = len(means), means.sum(0) / len(means)
     if n < 2:
         return centre, centre, centre
-    draws = _resamples(n) @ means / n  # whole counts: a draw of hits that equals the mean is equal to the last bit
+    draws = resamples(n) @ means / n  # whole counts: a draw of hits that equals the mean is equal to the last bit
     below = ((draws < centre).mean(0) + (draws <= centre).mean(0)) / 2
     deviation = means - centre
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -39,7 +39,7 @@ def intervals(means: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=8)
-def _resamples(n: int) -> np.ndarray:
+def resamples(n: int) -> np.ndarray:
     """(RESAMPLES, n): how often each document is drawn in each resample."""
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
 

@@ -86,3 +86,31 @@ def test_the_identity_holds_on_drawn_labels_and_fails_on_shifted_ones():
     kl = (p * (np.log(p + 1e-300) - sharp)).sum(1)
     assert abs(head_claims.identity_z(sharp[rows, labels], entropy, kl, rows // 2)) < 4
     assert head_claims.identity_z(sharp[rows, np.roll(labels, 1)], entropy, kl, rows // 2) > 4
+
+
+def test_the_share_closed_is_that_of_the_gaps_and_is_not_said_where_there_is_no_frozen_gap():
+    found = head_claims.shares_closed(scores(0.1, stream=1), scores(0.4, stream=2))
+    assert np.allclose(found["value"], 0.75, atol=0.1)
+    assert ((found["ci_low"] < 0.75) & (0.75 < found["ci_high"])).all() and (found["ci_high"] - found["ci_low"] < 0.4).all()
+    assert head_claims.shares_closed(scores(0.1), scores(0.0, stream=3)).isna().any(axis=1).all()
+    spread = head_claims.shares_closed(scores(0.1, spread=0.2, stream=1), scores(0.4, stream=2))
+    assert (spread["ci_high"] - spread["ci_low"] > 1.5 * (found["ci_high"] - found["ci_low"])).all()
+
+
+def judged_c4(frozen, joint, longer, half=0.11):
+    effects = head_claims.c4_effects(scores(frozen), scores(joint, stream=1), scores(longer, seeds=(0,), stream=2))
+    shares = head_claims.shares_closed(scores(joint, stream=1), scores(frozen))
+    doubling = head_claims.shares_closed(scores(joint, stream=1, noise=0.01), scores(half, stream=3, noise=0.01))
+    return head_claims.c4(effects, shares, doubling, "b", "block", (0, 1, 2))
+
+
+def test_c4_needs_all_three_of_its_parts():
+    assert judged_c4(0.5, 0.3, 0.4).verdict == "reproduced"
+    assert judged_c4(0.5, 0.3, 0.1).verdict == "not reproduced"  # longer training of frozen heads does better
+    assert judged_c4(0.5, -0.2, 0.4).verdict == "not reproduced"  # no gap remains
+    assert judged_c4(0.3, 0.5, 0.8).verdict == "not reproduced"  # worse at equal tokens
+
+
+def test_a_gap_that_the_last_doubling_still_closes_remains_at_this_budget_only():
+    assert "at this budget" in judged_c4(0.5, 0.3, 0.4, half=0.5).contrast
+    assert "at this budget" not in judged_c4(0.5, 0.3, 0.4, half=0.305).contrast

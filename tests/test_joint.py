@@ -8,7 +8,6 @@ import torch
 from tiny_models import VOCAB, tiny_backbone
 
 from mtp_utils import blocks, joint
-from mtp_utils.backbones import load_backbone
 from mtp_utils.features import FrozenFeatures
 from mtp_utils.heads import HeadSpec
 from mtp_utils.joint import Joint, Together, joint_losses, joint_training, trained_backbone
@@ -148,22 +147,41 @@ def test_joint_training_learns_what_frozen_heads_cannot():
     assert free["validation"].min() < 0.7 * frozen["validation"].min()
 
 
-def test_a_loss_that_is_not_finite_names_step_rate_and_documents_and_keeps_the_checkpoint(monkeypatch):
-    b = load_backbone("ladder/w16", device="cpu")
-    real = blocks.training_blocks("heads", b.tokenizer, 12, 0).astype(np.int64)
-    f = FrozenFeatures(b, torch.from_numpy(real), (6,))
+def test_a_loss_that_is_not_finite_names_step_rates_and_documents_and_keeps_the_checkpoint(monkeypatch):
+    f, steps, losses = text(), [], joint.joint_losses
     monkeypatch.setattr(joint, "SAVE_EVERY", 0.0)
-    how, steps, losses = Joint(1e-3, 12 * 256, backbone_rate=0.5), [], joint.joint_losses
+    monkeypatch.setattr(blocks, "documents_in", lambda block, tokenizer: [f"file{block[0]}.py#0"])
 
     def breaking(*given):
         steps.append(len(given) > 4)
-        return [float("nan"), 1.0] if sum(steps) == 5 else losses(*given)
+        return [float("nan"), 1.0, 1.0] if sum(steps) == 5 else losses(*given)
 
     monkeypatch.setattr(joint, "joint_losses", breaking)
-    with pytest.raises(FloatingPointError, match=r"at step 4, rates \[.*\.py#\d|at step 4, rates \[.*heads/0") as error:
-        joint_training(f, f, HeadSpec(offsets=(2,)), how)
+    with pytest.raises(FloatingPointError, match=r"at step 4, rates \[0\.0\d+, .* on block \d+: file\d\.py#0; the last") as error:
+        joint_training(f, f, SPEC, HOW)
     kept = list((joint.paths.cache() / "joint").glob("*.safetensors"))
     assert len(kept) == 1 and str(kept[0]) in str(error.value)
+
+
+def test_the_documents_of_a_training_block_are_found_by_its_tokens(monkeypatch):
+    class Letters:
+        def convert_tokens_to_ids(self, token):
+            return 0
+
+    lengths = [100, 300, 40, 200]  # tokens of each document, its END first
+    stream = np.concatenate([[0, *np.random.default_rng(i).integers(1, 9, n - 1)] for i, n in enumerate(lengths)]).astype(
+        np.uint16
+    )
+    monkeypatch.setattr(blocks, "stream", lambda corpus, split, tokenizer: stream if corpus == "code" else stream[::-1][:512])
+    names = [dataclasses.make_dataclass("D", ["id"])(f"d{i}") for i in range(4)]
+    monkeypatch.setattr(blocks.corpora, "documents", lambda corpus, split: names if corpus == "code" else [])
+    rows = torch.from_numpy(stream[:512].reshape(2, 256).astype(np.int64))
+    assert blocks.documents_in(rows[0], Letters()) == ["d0", "d1"] and blocks.documents_in(rows[1], Letters()) == [
+        "d1",
+        "d2",
+        "d3",
+    ]
+    assert blocks.documents_in(rows[0] + 1, Letters()) == [] == blocks.documents_in(rows[0], None)
 
 
 def test_in_bfloat16_it_learns_too(monkeypatch):
