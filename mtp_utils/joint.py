@@ -5,11 +5,11 @@ The backbone is copied; the base model's own tensors never change. Sampled and s
 
 import copy
 import dataclasses
-import hashlib
-import json
 import math
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .features import FrozenFeatures
 from .heads import Heads, HeadSpec
 from .loop import checkpoint, rate_at, restore
 from .offsets import labels_at, predictions_at
-from .records import fingerprint
+from .records import fingerprint, measurement_key
 from .runtime import choose_dtype, progress
 from .training import NUMBERS, Training, combine, head_groups, plan, step_losses
 
@@ -138,16 +138,15 @@ def joint_training(
             group["lr"] = rate_at(*at, group["peak"]) if at[0] >= 0 else 0.0
         mine = order[step][accelerator.process_index :: accelerator.num_processes]
         losses = joint_losses(together, features, mine, how, accelerator.backward)
-        if not np.isfinite(losses).all():
+        norms = [combine(accelerator, list(together.heads.of(k).values())) for k in offsets]
+        norms.append(combine(accelerator, list(together.trained.values())))
+        if not np.isfinite([*losses, *norms]).all():
             rates, where = [g["lr"] for g in optimizer.param_groups], documents_of(features, mine)
             raise FloatingPointError(
-                f"losses {losses} (NTP, then offsets {offsets}) at step {step}, rates {rates}, on {where}; "
+                f"losses {losses} (NTP, offsets {offsets}), gradient norms {norms} at step {step}, rates {rates}, on {where}; "
                 + (f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was due yet")
             )
         seen["loss"].append(losses)
-        for k in offsets:
-            combine(accelerator, list(together.heads.of(k).values()))
-        combine(accelerator, list(together.trained.values()))
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 in checks:
@@ -219,10 +218,10 @@ def trained_backbone(base: Backbone, arrays, how: Joint, name: str) -> Backbone:
     return dataclasses.replace(base, name=name, model=model, revision=None, fingerprint=arrays.fingerprint)
 
 
-def checkpoint_path(features: FrozenFeatures, validation: FrozenFeatures, spec: HeadSpec | None, how: Joint):
-    """Where an unfinished run lies: named after all that it depends on."""
-    what = [features.fingerprint, validation.fingerprint, fingerprint(spec), fingerprint(how)]
-    return paths.cache() / "joint" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:20]}.safetensors"
+def checkpoint_path(features: FrozenFeatures, validation: FrozenFeatures, spec: HeadSpec | None, how: Joint) -> Path:
+    """Where an unfinished run lies: named after all that it depends on, this code too."""
+    given = {"features": features, "validation": validation, "spec": spec, "how": how}
+    return paths.cache() / "joint" / f"{measurement_key(joint_training, [sys.modules[__name__]], given)[:20]}.safetensors"
 
 
 def documents_of(features: FrozenFeatures, rows) -> str:

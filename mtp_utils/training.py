@@ -71,10 +71,9 @@ def trained_heads(
             group["lr"] = rate_at(step, len(order), group["peak"])
         mine = order[step][accelerator.process_index :: accelerator.num_processes]
         losses.append(step_losses(heads, features, mine, training.labels, accelerator.backward))
-        if not np.isfinite(losses[-1]).all():
-            raise FloatingPointError(f"{name}: losses {losses[-1]} at step {step} (rate {training.rate})")
-        for k in spec.offsets:
-            combine(accelerator, list(heads.of(k).values()))
+        norms = [combine(accelerator, list(heads.of(k).values())) for k in spec.offsets]
+        if not np.isfinite([*losses[-1], *norms]).all():
+            raise FloatingPointError(f"{name}: losses {losses[-1]}, norms {norms} at step {step} (rate {training.rate})")
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 in checks:
@@ -94,12 +93,12 @@ def plan(features: FrozenFeatures, spec: HeadSpec, training) -> tuple[np.ndarray
     return order, {round((i + 1) * steps / training.checks) for i in range(training.checks)}
 
 
-def combine(accelerator: Accelerator, parameters: list, norm: float = 1.0) -> None:
-    """Gradients averaged over the processes, then clipped to that norm together."""
+def combine(accelerator: Accelerator, parameters: list, norm: float = 1.0) -> float:
+    """Gradients averaged over the processes, then clipped to that norm together; returns the norm they had."""
     for p in parameters:
         if p.grad is not None:
             p.grad = accelerator.reduce(p.grad, "mean")
-    torch.nn.utils.clip_grad_norm_(parameters, norm)
+    return float(torch.nn.utils.clip_grad_norm_(parameters, norm))
 
 
 class _Best:
