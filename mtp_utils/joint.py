@@ -23,8 +23,8 @@ from .heads import Heads, HeadSpec
 from .loop import checkpoint, rate_at, restore
 from .offsets import labels_at, predictions_at
 from .records import fingerprint, measurement_key
-from .runtime import choose_dtype, progress
-from .training import NUMBERS, Training, combine, head_groups, plan, step_losses
+from .runtime import progress
+from .training import NUMBERS, Training, combine, head_groups, over_blocks, plan, step_losses
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
 
@@ -35,8 +35,8 @@ class Joint(Training):
 
     backbone_rate: peak rate of the backbone as a multiple of the heads' largest; 0 leaves it as it is. lora: rank of the
     adapters on every linear layer (arXiv 2106.09685, by peft), 0 for full fine-tuning. warmup: share of the steps, the first
-    ones, in which heads learn alone. ntp_weight: of the next-token loss. decay: weight of offset k is decay ** (k - 2),
-    1 for uniform weights.
+    ones, in which the backbone rests. ntp_weight: of the next-token loss. decay: weight of offset k is decay ** (k - 2),
+    1 for uniform weights. bf16: gradients in bfloat16 autocast; losses that are compared are float32 all the same.
     """
 
     backbone_rate: float = 0.1
@@ -44,6 +44,7 @@ class Joint(Training):
     warmup: float = 0.1
     ntp_weight: float = 1.0
     decay: float = 1.0
+    bf16: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,12 +126,12 @@ def joint_training(
     peak = max(peaks) * how.backbone_rate
     groups.append({"params": list(together.trained.values()), "lr": peak, "peak": peak, "backbone": True})
     together.free(True)
-    optimizer = accelerator.prepare(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0))
+    optimizer = accelerator.prepare(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     path, settings = checkpoint_path(features, validation, spec, how), fingerprint(how)
     first, seen = restore(together, optimizer, path, settings)
     seen = seen or {"loss": [], "validation": [losses_on(together, validation, how)], "kept": 0}
     together.best = together.best or together.arrays()
-    warm, saved = round(how.warmup * steps) if spec else 0, time.monotonic()
+    warm, saved, pause = round(how.warmup * steps), time.monotonic(), SAVE_EVERY
     for step in progress(range(first, steps), f"joint {spec.kind if spec else 'NTP'}, {features.backbone.name}"):
         together.free(step >= warm and peak > 0)
         for group in optimizer.param_groups:
@@ -153,9 +154,10 @@ def joint_training(
             seen["validation"].append(losses_on(together, validation, how))
             if _mean(seen["validation"][-1]) < _mean(seen["validation"][seen["kept"]]):
                 seen["kept"], together.best = len(seen["validation"]) - 1, together.arrays()
-        if time.monotonic() - saved >= SAVE_EVERY:
+        if (now := time.monotonic()) - saved >= pause:
             checkpoint(together, optimizer, path, step + 1, seen, settings)
             saved = time.monotonic()
+            pause = max(SAVE_EVERY, 20 * (saved - now))  # saving takes a twentieth of the time at most
     loss, found = np.array(seen["loss"]), np.array(seen["validation"])
     curves = {"loss": loss[:, 1:], "ntp_loss": loss[:, 0], "validation": found[:, 1:], "ntp_validation": found[:, 0]}
     return {n: x.numpy() for n, x in together.best.items()} | curves | {"kept": np.full(max(1, len(offsets)), seen["kept"])}
@@ -168,8 +170,7 @@ def joint_losses(together: Together, features: FrozenFeatures, rows, how: Joint,
     """
     model, heads = together.model, together.heads
     tokens, device = features.tokens[rows].to(model.device), model.device
-    bf16 = choose_dtype(device, training=True)[0] == torch.bfloat16
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=how.bf16 and backward is not None):
         hidden = model.base_model(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
         tops = [hidden[-1]] + ([torch.stack([hidden[i] for i in heads.layers], 2)] if heads else [])
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tops]
@@ -198,12 +199,9 @@ def ntp_loss(model, last: torch.Tensor, tokens: torch.Tensor, weight: float, bac
     return total
 
 
-@torch.no_grad()
-def losses_on(together: Together, features: FrozenFeatures, how: Joint, at_once: int = 8) -> list[float]:
+def losses_on(together: Together, features: FrozenFeatures, how: Joint) -> list[float]:
     """[NTP, each offset] over all blocks of `features`, nats a token."""
-    parts = [slice(a, a + at_once) for a in range(0, len(features.tokens), at_once)]
-    sizes = [len(features.tokens[p]) for p in parts]
-    return np.average([joint_losses(together, features, p, how) for p in parts], axis=0, weights=sizes).tolist()
+    return over_blocks(lambda part: joint_losses(together, features, part, how), len(features.tokens))
 
 
 def trained_backbone(base: Backbone, arrays, how: Joint, name: str) -> Backbone:

@@ -4,21 +4,25 @@ model's marginal; what it costs at the next token."""
 import hashlib
 import json
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import torch
 
-from . import gaps, joint, offsets
+from . import arms, gaps, joint, offsets
 from .backbones import Backbone, unembed
 from .features import BLOCKS, FrozenFeatures
 from .heads import HeadSpec
 from .joint import Joint
 from .records import fingerprint
+from .runtime import choose_dtype
+from .training import heads_from
 
 
-def joint_arm(run, where: gaps.Bench, spec: HeadSpec | None, how: Joint) -> tuple[gaps.Arm, Backbone]:
+def joint_arm(run, where: arms.Bench, spec: HeadSpec | None, how: Joint) -> tuple[arms.Arm, Backbone]:
     """An arm trained together with a copy of where's backbone, and that copy, from stored arrays if they exist. Without a
-    spec: the copy trained for the next token alone."""
+    spec: the copy trained for the next token alone. In bfloat16 where that is fast."""
+    how = replace(how, bf16=choose_dtype(where.backbone.model.device, training=True)[0] == torch.bfloat16)
     what = [fingerprint(spec), fingerprint(how), where.train.fingerprint, where.validation.fingerprint]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:10]
     name = f"{spec.kind}-{spec.features}" if spec else "ntp"
@@ -31,15 +35,15 @@ def joint_arm(run, where: gaps.Bench, spec: HeadSpec | None, how: Joint) -> tupl
     )
     joint.checkpoint_path(**given).unlink(missing_ok=True)
     backbone = joint.trained_backbone(where.backbone, arrays, how, f"{where.backbone.name}+{name}-{digest}")
-    return gaps.Arm(spec, how, arrays, f"{name}-{digest}"), backbone
+    return arms.Arm(spec, how, arrays, f"{name}-{digest}"), backbone
 
 
-def scores_of(run, arm: gaps.Arm, backbone: Backbone, base: Backbone, test: dict, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def scores_of(run, arm: arms.Arm, backbone: Backbone, base: Backbone, test: dict, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(scores as gaps.scored, next-token losses as measures.ntp_table) of an arm on its backbone, with the column `arm`;
     the labels and the marginal are the base model's."""
     last = backbone.model.config.get_text_config().num_hidden_layers
-    layers = tuple(sorted({*gaps.heads_from(arm.arrays, backbone, arm.spec).layers, last}))
-    where = gaps.bench(backbone, 1, layers, test)
+    layers = tuple(sorted({*heads_from(arm.arrays, backbone, arm.spec).layers, last}))
+    where = arms.bench(backbone, 1, layers, test)
     ntp = [
         run.measure(
             f"05_ntp_{gaps.stem_of(backbone, part)}",

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM
 
-from . import gaps, metrics
+from . import arms, metrics
 from .backbones import Backbone
 from .features import FrozenFeatures, state_array
 from .heads import HeadSpec
@@ -26,15 +26,15 @@ def probe(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
     return HeadSpec("linear", layer, unembedding="copied", offsets=offsets)
 
 
-def probe_arms(run, where: gaps.Bench, layers: tuple[int, ...], offsets: tuple[int, ...], tokens: int, trial_tokens: int):
+def probe_arms(run, where: arms.Bench, layers: tuple[int, ...], offsets: tuple[int, ...], tokens: int, trial_tokens: int):
     """A trained probe for each layer, at the rates that are best for the last one, an offset each."""
-    tuned = gaps.tuned_arm(run, where, probe(where.train.layers[-1], offsets), Training(0.0, tokens), trial_tokens)
-    return [gaps.trained_arm(run, where, probe(layer, offsets), tuned.training) for layer in layers]
+    tuned = arms.tuned_arm(run, where, probe(where.train.layers[-1], offsets), Training(0.0, tokens), trial_tokens)
+    return [arms.trained_arm(run, where, probe(layer, offsets), tuned.training) for layer in layers]
 
 
-def best_layer(arms: list[gaps.Arm], offset: int) -> int:
+def best_layer(probes: list[arms.Arm], offset: int) -> int:
     """The layer whose probe has the lowest cross-entropy at that offset on validation."""
-    return min(arms, key=lambda arm: arm.loss(offset)).spec.features
+    return min(probes, key=lambda arm: arm.loss(offset)).spec.features
 
 
 def untrained(backbone: Backbone) -> Backbone:
@@ -63,13 +63,13 @@ class NoiseFeatures(FrozenFeatures):
         return found
 
 
-def on_noise(where: gaps.Bench, layer: int) -> gaps.Bench:
+def on_noise(where: arms.Bench, layer: int) -> arms.Bench:
     """The same bench with noise in place of the states of one layer."""
 
     def noise(f: FrozenFeatures) -> NoiseFeatures:
         return NoiseFeatures(f.backbone, f.tokens, (layer,), f.horizon)
 
-    return gaps.Bench(noise(where.train), noise(where.validation), {c: (part, noise(f)) for c, (part, f) in where.test.items()})
+    return arms.Bench(noise(where.train), noise(where.validation), {c: (part, noise(f)) for c, (part, f) in where.test.items()})
 
 
 def similarity_table(features: FrozenFeatures, blocks, n: int = 1500) -> pd.DataFrame:

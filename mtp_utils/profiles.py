@@ -14,11 +14,11 @@ class Profile:
     """How much one run measures.
 
     `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is
-    the largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens. `head_tokens` are the
-    positions heads are trained on, `deciding_tokens` and `head_seeds` those and the training seeds of heads that decide a
-    claim, `probe_tokens` those of a layer's probe, `trial_tokens` those of one trial of a learning rate; `grid_offsets` are
-    the offsets of every kind of heads, the best kind has all; `timeout_s` limits one notebook cell, in seconds;
-    `control_split` is what the counting controls count.
+    the largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens; `joint` is the backbone that is
+    trained together with heads. `head_tokens` are the positions heads and probes are trained on, `deciding_tokens` and
+    `head_seeds` those and the training seeds of heads that decide a claim, `trial_tokens` those of one trial of a learning
+    rate; `grid_offsets` are the offsets of every kind of heads, the best kind has all; `timeout_s` limits one notebook cell,
+    in seconds; `control_split` is what the counting controls count.
     """
 
     name: str
@@ -27,14 +27,14 @@ class Profile:
     extra_seeds: tuple[str, ...] = ()
     twinned: str | None = None
     twins: tuple[str, ...] = ()
+    joint: str | None = None
     n_documents: int = 200
     positions_per_document: int = 1
     horizon: int = 4
-    head_tokens: int = 131_072
+    head_tokens: int = 65_536
     deciding_tokens: int = 262_144
     head_seeds: tuple[int, ...] = (0, 1, 2)
-    probe_tokens: int = 65_536
-    trial_tokens: int = 32_768
+    trial_tokens: int = 16_384
     grid_offsets: tuple[int, ...] = (2,)
     timeout_s: int = 1800
     control_split: str = "pretrain"
@@ -46,15 +46,16 @@ class Profile:
         return self.backbones[-3:]
 
 
-FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "probe_tokens": 4096, "trial_tokens": 2048}
+FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
 EVERY = (2, 3, 4)
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
-# of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are.
+# of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are;
+# joint training on the third rung, which sees the more tokens a parameter in the same time.
 PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
-        Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS),
+        Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, joint=LADDER[2]),
         Profile("hub", backbones=(), needs_hub=True, grid_offsets=EVERY),
         Profile("hub-large", backbones=(), needs_hub=True, grid_offsets=EVERY),
     )

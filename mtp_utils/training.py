@@ -63,7 +63,7 @@ def trained_heads(
     heads = Heads(features.backbone, spec, training.seed)
     order, checks = plan(features, spec, training)
     groups = [g for k, rate in zip(spec.offsets, training.rates(spec.offsets), strict=True) for g in head_groups(heads, k, rate)]
-    optimizer = accelerator.prepare(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0))
+    optimizer = accelerator.prepare(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     losses, best = [], _Best(heads, validate(heads, validation, training.labels))
     name = f"{spec.kind} on {spec.features}, {features.backbone.name}"
     for step in progress(range(len(order)), name):
@@ -95,7 +95,7 @@ def plan(features: FrozenFeatures, spec: HeadSpec, training) -> tuple[np.ndarray
 
 def combine(accelerator: Accelerator, parameters: list, norm: float = 1.0) -> float:
     """Gradients averaged over the processes, then clipped to that norm together; returns the norm they had."""
-    for p in parameters:
+    for p in parameters if accelerator.num_processes > 1 else ():
         if p.grad is not None:
             p.grad = accelerator.reduce(p.grad, "mean")
     return float(torch.nn.utils.clip_grad_norm_(parameters, norm))
@@ -153,12 +153,16 @@ def step_losses(
     return found
 
 
-@torch.no_grad()
-def validate(heads: Heads, features: FrozenFeatures, labels: str, blocks: int = 8) -> list[float]:
+def validate(heads: Heads, features: FrozenFeatures, labels: str) -> list[float]:
     """Mean cross-entropy [nats/token] to the labels at each offset, over all blocks of `features`."""
-    parts = [slice(a, a + blocks) for a in range(0, len(features.tokens), blocks)]
-    sizes = [len(features.tokens[p]) for p in parts]
-    return np.average([step_losses(heads, features, p, labels) for p in parts], axis=0, weights=sizes).tolist()
+    return over_blocks(lambda part: step_losses(heads, features, part, labels), len(features.tokens))
+
+
+@torch.no_grad()
+def over_blocks(losses, n: int, at_once: int = 8) -> list[float]:
+    """Means over n blocks of what `losses` says of a slice of them."""
+    parts = [slice(a, min(a + at_once, n)) for a in range(0, n, at_once)]
+    return np.average([losses(p) for p in parts], axis=0, weights=[p.stop - p.start for p in parts]).tolist()
 
 
 def _aligned(features: FrozenFeatures, rows, labels: str, offset: int, hidden: torch.Tensor):
@@ -176,7 +180,8 @@ def _cross_entropy(log_probs: torch.Tensor, target: torch.Tensor, teacher) -> to
     """(positions,) nats: -log q of a token, or - sum_w p(w) log q(w) where the target is the teacher's state p is made from."""
     if target.ndim == 1:
         return -log_probs.gather(1, target[:, None])[:, 0]
-    p = unembed(teacher, target).float().softmax(-1)
+    with torch.autocast(target.device.type, enabled=False):
+        p = unembed(teacher, target).float().softmax(-1)
     return -(p * log_probs).sum(-1)
 
 

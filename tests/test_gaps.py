@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtp_utils import blocks, gaps, layers, metrics, scoring
+from mtp_utils import arms, blocks, gaps, layers, metrics, scoring
 from mtp_utils.backbones import load_backbone, unembed
 from mtp_utils.features import FrozenFeatures
 from mtp_utils.heads import HeadSpec
@@ -34,11 +34,11 @@ def run(tmp_path, monkeypatch):
 @pytest.fixture
 def where(backbone, text, monkeypatch):
     monkeypatch.setattr(blocks, "stream", lambda c, s, t: np.random.default_rng(len(s)).integers(1, 1024, 4000).astype(np.uint16))
-    return gaps.bench(backbone, 4096, tuple(range(7)), {"prose": text})
+    return arms.bench(backbone, 4096, tuple(range(7)), {"prose": text})
 
 
 def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_zero(run, where, text):
-    arm = gaps.untrained_arm(run, where, layers.lens(6, (1, 2)))
+    arm = arms.untrained_arm(run, where, layers.lens(6, (1, 2)))
     found = gaps.scored(run, where, [arm])
     first = found[found.offset == 1]
     assert first["kl_to_marginal"].abs().max() < 1e-4
@@ -50,7 +50,7 @@ def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_ze
 
 
 def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run, where, text, backbone):
-    arm = gaps.untrained_arm(run, where, layers.lens(3, (2,)))
+    arm = arms.untrained_arm(run, where, layers.lens(3, (2,)))
     found = gaps.scored(run, where, [arm])
     data = found[found.label_source == "data"].reset_index()
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run
 
 
 def test_expected_cross_entropy_on_the_models_own_text_is_entropy_plus_kl(run, where, text, backbone):
-    arm = gaps.untrained_arm(run, where, layers.lens(6, (2,)))
+    arm = arms.untrained_arm(run, where, layers.lens(6, (2,)))
     found = gaps.scored(run, where, [arm])
     m = future_log_probs(backbone.model, text.tokens, 2, exact=True, positions=text.scored).log_probs[text.scored]
     with torch.no_grad():
@@ -77,16 +77,16 @@ def test_expected_cross_entropy_on_the_models_own_text_is_entropy_plus_kl(run, w
 
 def test_tuning_tries_the_same_rates_for_every_arm_and_goes_on_at_an_edge(run, where):
     how = Training(0.0, 2048, blocks=1)
-    arm = gaps.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)
+    arm = arms.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)
     stored = {p.name for p in (run_tables(run)).glob("03_heads*.safetensors")}
     rates = {float(n.split("-1024-")[1].split("-seed")[0]) for n in stored if "-1024-" in n}
-    assert rates >= set(gaps.TRIALS) and arm.training.rate[0] in rates and arm.training.tokens == 2048
-    best = sorted(gaps.RATES.index(r) for r in rates)
+    assert rates >= set(arms.TRIALS) and arm.training.rate[0] in rates and arm.training.tokens == 2048
+    best = sorted(arms.RATES.index(r) for r in rates)
     assert best == list(range(best[0], best[-1] + 1))
-    chosen = gaps.RATES.index(arm.training.rate[0])
-    assert chosen in (0, len(gaps.RATES) - 1) or best[0] < chosen < best[-1]
+    chosen = arms.RATES.index(arm.training.rate[0])
+    assert chosen in (0, len(arms.RATES) - 1) or best[0] < chosen < best[-1]
     before = {n: (run_tables(run) / n).stat().st_mtime_ns for n in stored}
-    gaps.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)  # a second call trains nothing
+    arms.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)  # a second call trains nothing
     assert all((run_tables(run) / n).stat().st_mtime_ns == t for n, t in before.items())
 
 
