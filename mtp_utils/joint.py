@@ -26,7 +26,7 @@ from .records import fingerprint, measurement_key
 from .runtime import progress
 from .training import NUMBERS, Training, combine, head_groups, over_blocks, plan, step_losses
 
-SAVE_EVERY = 60.0  # seconds between checkpoints
+SAVE_EVERY, SAVE_SHARE = 60.0, 0.05  # seconds between checkpoints, and the most of the time that saving may take
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def joint_training(
         if (now := time.monotonic()) - saved >= pause:
             checkpoint(together, optimizer, path, step + 1, seen, settings)
             saved = time.monotonic()
-            pause = max(SAVE_EVERY, 20 * (saved - now))  # saving takes a twentieth of the time at most
+            pause = max(SAVE_EVERY, (saved - now) / SAVE_SHARE)
     loss, found = np.array(seen["loss"]), np.array(seen["validation"])
     curves = {"loss": loss[:, 1:], "ntp_loss": loss[:, 0], "validation": found[:, 1:], "ntp_validation": found[:, 0]}
     return {n: x.numpy() for n, x in together.best.items()} | curves | {"kept": np.full(max(1, len(offsets)), seen["kept"])}

@@ -25,7 +25,6 @@ def text(name="gpt_neox", n=20, seed=0):
 @pytest.fixture(autouse=True)
 def build(tmp_path, monkeypatch):
     monkeypatch.setenv("MTP_BUILD", str(tmp_path))
-    monkeypatch.setattr(joint, "choose_dtype", lambda *_, **__: (torch.float32, "what is compared here is exact"))
 
 
 @pytest.mark.parametrize("labels", ["data", "sampled", "soft"])
@@ -69,6 +68,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_undisturbed_one_to_the_bit(monkeyp
     straight = joint_training(f, v, SPEC, how)
     assert not list((joint.paths.cache() / "joint").glob("*"))  # shorter than SAVE_EVERY
     monkeypatch.setattr(joint, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(joint, "SAVE_SHARE", float("inf"))
     calls, real = [], joint.joint_losses
 
     def stopping(*given):
@@ -150,6 +150,7 @@ def test_joint_training_learns_what_frozen_heads_cannot():
 def test_a_loss_that_is_not_finite_names_step_rates_and_documents_and_keeps_the_checkpoint(monkeypatch):
     f, steps, losses = text(), [], joint.joint_losses
     monkeypatch.setattr(joint, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(joint, "SAVE_SHARE", float("inf"))
     monkeypatch.setattr(blocks, "documents_in", lambda block, tokenizer: [f"file{block[0]}.py#0"])
 
     def breaking(*given):
@@ -184,14 +185,11 @@ def test_the_documents_of_a_training_block_are_found_by_its_tokens(monkeypatch):
     assert blocks.documents_in(rows[0] + 1, Letters()) == [] == blocks.documents_in(rows[0], None)
 
 
-def test_in_bfloat16_it_learns_too(monkeypatch):
-    monkeypatch.setattr(joint, "choose_dtype", lambda *_, **__: (torch.bfloat16, "asked for"))
+def test_in_bfloat16_it_learns_too():
     f = FrozenFeatures(tiny_backbone(), torch.arange(96 * 12).view(96, 12) % VOCAB, (2,))
-    found = joint_training(f, f, HeadSpec(offsets=(2, 3)), Joint(3e-2, 96 * 12, backbone_rate=1.0))
-    assert (
-        found["validation"][-1].max() < 0.5 * found["validation"][0].min()
-        and found["heads.trunks.2.0.linear.weight"].dtype == np.float32
-    )
+    found = joint_training(f, f, HeadSpec(offsets=(2, 3)), Joint(3e-2, 96 * 12, backbone_rate=1.0, bf16=True))
+    assert found["validation"][-1].max() < 0.5 * found["validation"][0].min()
+    assert found["heads.trunks.2.0.linear.weight"].dtype == np.float32
 
 
 def test_arguments_outside_their_limits_are_named():
