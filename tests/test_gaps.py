@@ -11,6 +11,7 @@ from mtp_utils.heads import HeadSpec
 from mtp_utils.marginal import future_log_probs
 from mtp_utils.offsets import labels_of
 from mtp_utils.profiles import PROFILES
+from mtp_utils.records import Arrays
 from mtp_utils.run import Run
 from mtp_utils.training import Training
 
@@ -88,6 +89,35 @@ def test_tuning_tries_the_same_rates_for_every_arm_and_goes_on_at_an_edge(run, w
     before = {n: (run_tables(run) / n).stat().st_mtime_ns for n in stored}
     arms.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)  # a second call trains nothing
     assert all((run_tables(run) / n).stat().st_mtime_ns == t for n, t in before.items())
+
+
+def test_rates_are_lowered_for_as_long_as_that_is_better_with_all_tokens(monkeypatch):
+    def of_rate(run, where, spec, how):
+        loss = {1e-2: 3.0, 3e-3: 2.0, 1e-3: 2.5}[how.rates(spec.offsets)[0]]
+        return arms.Arm(spec, how, Arrays({"validation": np.array([[loss]]), "kept": np.array([0])}, "x"), "x")
+
+    monkeypatch.setattr(arms, "trained_arm", of_rate)
+    assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(1e-2, 100)).training.rate == (3e-3,)
+    assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(3e-3, 100)).training.rate == 3e-3
+
+
+def test_one_rate_for_all_heads_or_the_same_for_each_is_the_same_arm(run, where):
+    spec = HeadSpec(offsets=(2, 3))
+    one, each = (arms.trained_arm(run, where, spec, Training(rate, 512)) for rate in (1e-3, (1e-3, 1e-3)))
+    assert one.name == each.name and one.arrays.fingerprint == each.arrays.fingerprint
+    assert len(list(run_tables(run).glob("03_heads*.safetensors"))) == 1
+
+
+def test_text_for_other_heads_begins_where_the_first_ended(backbone, text, where):
+    more, fresh = (
+        arms.bench(backbone, n, (6,), {"prose": text}, skip=skip).train.tokens for n, skip in ((2048, 0), (1024, 1024))
+    )
+    assert torch.equal(more[4:], fresh) and len(fresh) == 4
+
+
+def test_what_states_cost_is_measured_once(run, where):
+    first = arms.states_seconds(run, where)
+    assert first > 0 and arms.states_seconds(run, where) == first
 
 
 def run_tables(run):
