@@ -141,11 +141,11 @@ def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Fi
 
 
 def against_ntp(table: pd.DataFrame, title: str) -> Figure:
-    """Cross-entropy at offset 2 against that of the next token, a panel a corpus, a marker an arm.
+    """Cross-entropy at offset 2 against what the next token lost, a panel a corpus, a marker an arm.
 
-    table: corpus, arm, offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high."""
+    table: corpus, arm, offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high (above the base model's)."""
     corpora, arms = list(dict.fromkeys(table["corpus"])), list(dict.fromkeys(table["arm"]))
-    figure, axes = new_axes(len(corpora), width=3.8, height=4.0)
+    figure, axes = new_axes(len(corpora), width=3.8, height=4.4)
     colours = sns.color_palette("colorblind", 10)
     for ax, corpus in zip(axes, corpora, strict=True):
         for i, arm in enumerate(arms):
@@ -155,7 +155,11 @@ def against_ntp(table: pd.DataFrame, title: str) -> Figure:
             }
             look = {"color": colours[i % 10], "marker": MARKERS[i % len(MARKERS)], "linestyle": "none", "elinewidth": 0.6}
             ax.errorbar(row["ntp"], row["offset2"], **bars, **look, label=arm)
-        ax.set(title=corpus, xlabel="next token [nats/token]", ylabel="offset 2 [nats/token]" if ax is axes[0] else "")
+        ax.set_xscale("symlog", linthresh=0.03)
+        ticks = (-0.03, 0, 0.03, 0.3, 3)
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ax.set(title=corpus, xlabel="next token, above the base model [nats/token]")
+        ax.set_ylabel("offset 2 [nats/token]" if ax is axes[0] else "")
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize=12)
     return figure

@@ -111,8 +111,8 @@ def joint_training(
     features: of the base model (its text, and its labels unless they are the data's). Returns `heads.<name>` and
     `model.<name>` (the trained tensors: all, or the adapters) at the best check, `loss` and `ntp_loss` by step, `validation`
     (checks, offsets) and `ntp_validation` (checks,) [nats/token], check 0 before the first step, `kept` (offsets,) the best
-    check: the lowest mean over the offsets (without heads: NTP). Deterministic on one machine and thread count, stopped and
-    resumed or not. No dropout.
+    check: the lowest mean over the offsets (without heads: the last one). Deterministic on one machine and thread count,
+    stopped and resumed or not. No dropout.
 
     Raises:
         ValueError: as training.trained_heads; FloatingPointError: a loss that is not finite, with the step, the rates and the
@@ -152,7 +152,7 @@ def joint_training(
         optimizer.zero_grad()
         if step + 1 in checks:
             seen["validation"].append(losses_on(together, validation, how))
-            if _mean(seen["validation"][-1]) < _mean(seen["validation"][seen["kept"]]):
+            if not spec or np.mean(seen["validation"][-1][1:]) < np.mean(seen["validation"][seen["kept"]][1:]):
                 seen["kept"], together.best = len(seen["validation"]) - 1, together.arrays()
         if (now := time.monotonic()) - saved >= pause:
             checkpoint(together, optimizer, path, step + 1, seen, settings)
@@ -226,8 +226,3 @@ def documents_of(features: FrozenFeatures, rows) -> str:
     """The documents that some training blocks come from, or the blocks' numbers where that cannot be told."""
     names = [blocks.documents_in(features.tokens[r], features.backbone.tokenizer) for r in rows]
     return "; ".join(f"block {r}: {', '.join(found) or 'unknown text'}" for r, found in zip(rows, names, strict=True))
-
-
-def _mean(losses: list[float]) -> float:
-    """What checks are compared by: the mean over the offsets, or NTP where there are none."""
-    return float(np.mean(losses[1:] or losses))
