@@ -158,7 +158,7 @@ def against_ntp(table: pd.DataFrame, title: str) -> Figure:
         ax.set_xscale("symlog", linthresh=0.03)
         ticks = (-0.03, 0, 0.03, 0.3, 3)
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
-        ax.set(title=corpus, xlabel="next token above base model [nats]")
+        ax.set(title=corpus, xlabel="NTP above base model [nats]")
         ax.set_ylabel("offset 2 [nats/token]" if ax is axes[0] else "")
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize=12)
