@@ -2,24 +2,21 @@
 
 Ten heads on the last rung's shape (random weights), each trained on the same tokens: once from stored states (whose making
 counts), once with the backbone run again at every step, as one would write it without them. Also the share of a step that
-is the head's own, which bounds what storing can buy. Prints; writes benchmarks/heads.csv without --quick.
+is the head's own, which bounds what storing can buy. Prints; writes heads.csv and the README's table without --quick.
 """
 
 import argparse
 import time
-from pathlib import Path
 
-import pandas as pd
 import torch
 from marginal import random_model
+from tables import publish
 
 from mtp_utils.backbones import Backbone
 from mtp_utils.blocks import CONTEXT
 from mtp_utils.features import FrozenFeatures
 from mtp_utils.heads import Heads, HeadSpec
 from mtp_utils.training import Training, step_losses, trained_heads
-
-HERE = Path(__file__).parent
 
 
 class Recomputed(FrozenFeatures):
@@ -66,7 +63,7 @@ def main():
     for row in rows:
         print("{}: {} = {:.3g} {}".format(*row))
     if not given.quick:
-        pd.DataFrame(rows, columns=["case", "quantity", "value", "target"]).to_csv(HERE / "heads.csv", index=False)
+        publish("heads", rows)
 
 
 if __name__ == "__main__":

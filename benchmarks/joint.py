@@ -4,18 +4,17 @@ A step of heads and backbone together (residual heads at offsets 2 .. K + 1, the
 a time) against a step of the same backbone on transformers' own next-token loss, on the same tokens, both with AdamW and
 clipping; and the peak memory of both, each in a process of its own. Beside the ratio the one that the arithmetic of the LM
 head alone imposes: each head multiplies by the unembedding as often as the next token does. Random weights. Prints; writes
-benchmarks/joint.csv without --quick.
+joint.csv and the README's table without --quick.
 """
 
 import argparse
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
-import pandas as pd
 import torch
 from marginal import DEVICE, race, random_model
+from tables import publish
 
 from mtp_utils.backbones import Backbone
 from mtp_utils.features import FrozenFeatures
@@ -23,7 +22,6 @@ from mtp_utils.heads import HeadSpec
 from mtp_utils.joint import Joint, Together, joint_losses
 from mtp_utils.training import head_groups
 
-HERE = Path(__file__).parent
 BLOCKS = {"rung": 4, "160M": 1}  # of 256 tokens a step
 
 
@@ -114,7 +112,7 @@ def main():
             rows.append((case, "peak memory [GB]", peak(shape, n), ""))
             print(*("{}: {} = {:.3g} {}".format(*row) for row in rows[-3:]), sep="\n", flush=True)
     if not given.quick:
-        pd.DataFrame(rows, columns=["case", "quantity", "value", "target"]).to_csv(HERE / "joint.csv", index=False)
+        publish("joint", rows)
 
 
 if __name__ == "__main__":
