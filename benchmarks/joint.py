@@ -8,12 +8,11 @@ joint.csv and the README's table without --quick.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 
 import torch
-from marginal import DEVICE, race, random_model
+from marginal import DEVICE, race, random_model, resident
 from tables import publish
 
 from mtp_utils.backbones import Backbone
@@ -89,8 +88,7 @@ def main():
         shape, n_heads = given.peak[0], int(given.peak[1])
         step = joint_step(shape, n_heads) if n_heads else plain_step(shape)
         step(), step()
-        used = torch.cuda.max_memory_allocated() / 1e9 if DEVICE.type == "cuda" else None
-        print(used or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+        print((torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else resident("VmHWM")) / 1e9)
         return
     rows = []
     for shape in ("rung",) if given.quick else ("rung", "160M"):
