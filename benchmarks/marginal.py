@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from tables import processor, splice
 from transformers import AutoModelForCausalLM, DynamicCache, GPTNeoXConfig
 
 from mtp_utils.backbones import available_backbones, load_backbone
@@ -252,17 +253,7 @@ def write(rows, part, kernel):
     lines = [f"{where}; attention by {kernel}.", ""]
     lines += ["| part | case | quantity | value | target |", "|---|---|---|---|---|"]
     lines += [f"| {r.part} | {r.case} | {r.quantity} | {r.value:.3g} | {r.target} |" for r in rows.itertuples()]
-    readme = HERE / "README.md"
-    head, rest = readme.read_text(encoding="utf-8").split("<!-- table -->\n", 1)
-    tail = rest.split("<!-- /table -->", 1)[1]
-    text = f"{head}<!-- table -->\n" + "\n".join(lines) + "\n<!-- /table -->" + tail
-    readme.write_text(text, encoding="utf-8")
-
-
-def processor():
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())
+    splice("table", lines)
 
 
 def main():
