@@ -41,11 +41,11 @@ def main():
     blocks, n_heads, epochs = (8, 2, 1) if given.quick else (64, 10, 2)
     backbone = Backbone("random/rung", random_model("rung").requires_grad_(False), None, 0, 0, None, "random", {})
     layers = tuple(range(backbone.model.config.num_hidden_layers + 1))
-    tokens = torch.randint(1024, (blocks, CONTEXT), generator=torch.Generator().manual_seed(0)).repeat(epochs, 1)
+    tokens = torch.randint(1024, (blocks, CONTEXT), generator=torch.Generator().manual_seed(0))
     held_out, rows = FrozenFeatures(backbone, tokens[:1], layers), []
     held_out.states  # noqa: B018 (made here, so that neither side pays for it)
     for offsets in ((2,), (2, 3, 4)):
-        spec, how = HeadSpec("residual", offsets=offsets), Training(1e-3, tokens.numel(), checks=1)
+        spec, how = HeadSpec("residual", offsets=offsets), Training(1e-3, epochs * tokens.numel(), epochs=epochs, checks=1)
 
         def train(features, spec=spec, how=how):
             for _ in range(n_heads):

@@ -4,7 +4,9 @@ Opponents take turns with ours, round after round, and medians are compared, so 
 both. Shapes: the ladder's last rung (6 layers, 256 wide, vocabulary 1,024) and a 160M-shaped model (12 layers, 768 wide,
 vocabulary 50,304), random weights. Part (e) needs a trained model and reads the ladder's last rung. Writes
 benchmarks/marginal.csv and the table in benchmarks/README.md, part by part; about 25 minutes on 2 idle cores, --quick 2
-minutes (and writes nothing). `--only` renews those parts; what another machine measured is dropped. On a GPU the same.
+minutes (and writes nothing). `--only` renews those parts; what another machine measured is dropped. On a CUDA device the
+same, into marginal-cuda.csv and a table of its own, and part (g): the share of the device's matrix throughput, in bfloat16,
+on random 160M-, 1.4B- and 6.9B-shaped models.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from mtp_utils.runtime import choose_device
 
 HERE = Path(__file__).parent
 SHAPES = {"rung": (6, 256, 4, 1024), "160M": (12, 768, 12, 50304)}  # layers, width, heads, vocabulary
+LARGE = {"160M": SHAPES["160M"], "1.4B": (24, 2048, 16, 50304), "6.9B": (32, 4096, 32, 50432)}  # Pythia's
 QUICK = {"lengths": (32, 64), "ks": (1, 4), "repeats": 3, "memory": (64, 4)}
 FULL = {"lengths": (256, 512, 1024), "ks": (1, 4, 16, 64, 256), "repeats": 7, "memory": (512, 64)}
 COLUMNS = ["part", "case", "quantity", "value", "target"]
@@ -34,12 +37,13 @@ MASSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0
 DEVICE, _ = choose_device()
 
 
-def random_model(shape):
-    layers, width, heads, vocab = SHAPES[shape]
+def random_model(shape, dtype=torch.float32):
+    layers, width, heads, vocab = (SHAPES | LARGE)[shape]
     sizes = dict(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * width)
     torch.manual_seed(0)
     config = GPTNeoXConfig(vocab_size=vocab, max_position_embeddings=2048, **sizes)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(DEVICE).eval()
+    with DEVICE:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def random_ids(model, length):
@@ -231,6 +235,31 @@ def part_f(size):
         )
 
 
+def part_g(size):
+    """Positions per second in bfloat16, and the share of what the device's matrix products reach; plain passes beside it."""
+    if DEVICE.type != "cuda":
+        print("(g) skipped: it needs a CUDA device")
+        return
+    square = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
+    peak = 2 * 8192**3 / race(size["repeats"], product=lambda: square @ square)["product"]
+    yield "g", "8192 x 8192 x 8192, bfloat16", "TFLOP/s", peak / 1e12, ""
+    rows, length, k = 4, size["lengths"][-1], 8
+    for shape, (layers, width, _, vocab) in LARGE.items():
+        model = random_model(shape, torch.bfloat16)
+        ids = random_ids(model, length).expand(rows, -1)
+        seconds = race(
+            3, ours=partial(future_log_probs, model, ids, 2, top_k=k), plain=partial(plain_passes, model, ids[:1], rows * (1 + k), 2)
+        )
+        weights = layers * 12 * width**2 + width * vocab
+        flops = rows * (1 + k) * length * (2 * weights + 4 * layers * width * length / 2)  # and attention over half the row
+        case = f"{shape} bfloat16, {rows} x T={length} k={k}"
+        yield "g", case, "positions per second", rows * length / seconds["ours"], ""
+        yield "g", case, "share of the matrix throughput", flops / seconds["ours"] / peak, ">= 0.6"
+        yield "g", case, "the same of plain passes over as many tokens", flops / seconds["plain"] / peak, ""
+        del model
+        torch.cuda.empty_cache()
+
+
 def kernel_used():
     """The attention kernel of a candidate pass, as the profiler names it."""
     model = random_model("rung")
@@ -242,10 +271,11 @@ def kernel_used():
 
 
 def write(rows, part, kernel):
-    """Renew one part in the CSV, and the table between the markers of the README."""
-    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else processor()
+    """Renew one part in the CSV, and the table between the markers of the README: a processor's, or a CUDA device's."""
+    cuda = DEVICE.type == "cuda"
+    name = torch.cuda.get_device_name() if cuda else processor()
     where = f"{name}, {torch.get_num_threads()} threads; torch {torch.__version__}, Python {platform.python_version()}"
-    file = HERE / "marginal.csv"
+    file = HERE / ("marginal-cuda.csv" if cuda else "marginal.csv")
     known = pd.read_csv(file, keep_default_na=False) if file.exists() else pd.DataFrame(columns=[*COLUMNS, "where"])
     known = known[(known["where"] == where) & (known["part"] != part)]
     rows = pd.concat([known, pd.DataFrame(rows, columns=COLUMNS).assign(where=where)]).sort_values("part", kind="stable")
@@ -253,13 +283,13 @@ def write(rows, part, kernel):
     lines = [f"{where}; attention by {kernel}.", ""]
     lines += ["| part | case | quantity | value | target |", "|---|---|---|---|---|"]
     lines += [f"| {r.part} | {r.case} | {r.quantity} | {r.value:.3g} | {r.target} |" for r in rows.itertuples()]
-    splice("table", lines)
+    splice("cuda" if cuda else "table", lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; writes nothing")
-    parser.add_argument("--only", nargs="+", choices=list("abcdef"), default=list("abcdef"), help="these parts alone")
+    parser.add_argument("--only", nargs="+", choices=list("abcdefg"), default=list("abcdefg"), help="these parts alone")
     parser.add_argument("--memory", nargs=2, type=int, metavar=("T", "K"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory:

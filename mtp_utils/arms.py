@@ -93,9 +93,9 @@ def _blocks_of(split: str, backbone, n: int) -> torch.Tensor:
 
 def trained_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
     """One arm, from the stored arrays if they exist."""
-    how = replace(how, rate=how.rates(spec.offsets))
-    name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
     rates = how.rates(spec.offsets)
+    how = replace(how, rate=rates)
+    name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
     written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
     name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{where.train.fingerprint[:8]}"
     arrays = run.measure_arrays(

@@ -8,28 +8,39 @@ parts' outputs, weighted by the softmax of their log-sum-exps.
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 from transformers import AttentionInterface
 
 NAME = "mtp_packed"
-MAX_SPAN = 256  # positions in a chunk: under a sliding window, no block of keys is hidden from a query as a whole
+PLAIN_QUERIES = 1024  # whose scores are held at once where no kernel serves
+MAX_SPAN = 256  # positions in a chunk under a sliding window, so that no block of keys is hidden from a query as a whole
 
 _plan: ContextVar["Plan"] = ContextVar("mtp_plan")
 
 
 @dataclass
 class Plan:
-    """What the attention function must know of one candidate pass; positions t (n,) ascend within a batch row."""
+    """What the attention function must know of one candidate pass; positions t (n,) ascend within a batch row (n,)."""
 
     layers: list
+    rows: torch.Tensor
     t: torch.Tensor
     depth: int
-    chunks: list  # (first query, last + 1, batch row, lowest t, highest t)
+    queries: int  # of one call of the kernel, at most
     lineage: list  # (ancestor level, its rows (n,)), the parent first
+    cut: dict = field(default_factory=dict)
     masks: dict = field(default_factory=dict)
     calls: int = 0
     windows: set = field(default_factory=set)
+
+    def chunks(self, window):
+        """(first query, last + 1, batch row, lowest t, highest t) of each call of the kernel."""
+        span = MAX_SPAN if window else torch.inf
+        if span not in self.cut:
+            self.cut[span] = plan_chunks(self.rows.tolist(), self.t.tolist(), self.queries, span)
+        return self.cut[span]
 
     def keys(self, chunk, window):
         """Prefix keys that some query of the chunk sees: lowest, highest + 1."""
@@ -65,11 +76,11 @@ def serving(plan):
         _plan.reset(token)
 
 
-def plan_chunks(rows, t, queries):
-    """Cut queries, sorted by (batch row, position), into chunks of one row, few queries and near positions."""
+def plan_chunks(rows, t, queries, span):
+    """Cut queries, sorted by (batch row, position), into chunks of one row, so many queries and positions at most."""
     chunks, start = [], 0
     for i in range(1, len(t) + 1):
-        if i == len(t) or rows[i] != rows[start] or i - start == queries or t[i] - t[start] > MAX_SPAN:
+        if i == len(t) or rows[i] != rows[start] or i - start == queries or t[i] - t[start] > span:
             chunks.append((start, i, rows[start], t[start], t[i - 1]))
             start = i
     return chunks
@@ -85,6 +96,9 @@ def kernel(query, key, value, mask, scale, softcap):
         bias = None if mask is None else mask.expand(*query.shape[:3], mask.shape[-1])
         out, lse, _, _ = aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, scale=scale)
         return out, lse[..., : query.shape[2]]
+    if query.shape[2] > PLAIN_QUERIES:
+        cut = zip(query.split(PLAIN_QUERIES, 2), mask.split(PLAIN_QUERIES) if mask is not None else repeat(None))
+        return tuple(torch.cat(x, 2) for x in zip(*(kernel(q, key, value, m, scale, softcap) for q, m in cut), strict=True))
     score = cap((query @ key.mT).float() if query.dtype.itemsize < 4 else query @ key.mT, scale, softcap)
     score = score if mask is None else score + mask
     return (score.softmax(-1).to(value.dtype) @ value), score.logsumexp(-1)
@@ -129,7 +143,7 @@ def over_prefix(plan, layer, query, width, scale, window, softcap):
     lse = torch.empty(heads, n, dtype=dtype, device=query.device)
     if window and plan.depth >= window:  # the path has outgrown the window
         return out.zero_(), lse.fill_(-torch.inf)
-    for chunk in plan.chunks:
+    for chunk in plan.chunks(window):
         start, stop, row, _, _ = chunk
         first, last = plan.keys(chunk, window)
         q = query[:, start:stop].reshape(1, heads // groups, groups * (stop - start), -1)  # a group shares its keys

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ PREFIX = "ladder/"
 @dataclass(frozen=True)
 class Backbone:
     """A pretrained decoder and where it comes from. `n_params` leaves out embedding and unembedding; `n_params_total`
-    has them. `fingerprint` is the sha256 of the weights' file(s); `revision` is None for local ones."""
+    has them. `fingerprint` is of the weights' and the configuration's files, or the hub's commit, and ends in the dtype where that
+    is not float32; `revision` is None for local ones."""
 
     name: str
     model: PreTrainedModel
@@ -68,7 +70,8 @@ def load_backbone(
         for p in e.parameters()
     }
     resolved = getattr(model.config, "_commit_hash", None) if source == "hub" else None
-    fingerprint = f"{name}@{resolved}" if resolved else _weights_digest(Path(folder))
+    fingerprint = f"{name}@{resolved}" if resolved else _digest(Path(folder))
+    fingerprint += "" if dtype == torch.float32 else f" {dtype}"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
 
@@ -92,14 +95,30 @@ def unembed(model: PreTrainedModel, hidden: torch.Tensor, head: torch.nn.Module 
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+_unembeds: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def unembeds(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are `unembed` of its last hidden state, with no scale of its own or the like."""
+    if model not in _unembeds:
+        ids, training = torch.zeros(1, 1, dtype=torch.int64, device=model.device), model.training
+        out = model.eval()(ids, output_hidden_states=True, use_cache=False)
+        model.train(training)
+        error = (unembed(model, out.hidden_states[-1]).float() - out.logits.float()).abs().max()
+        _unembeds[model] = bool(error <= 1e-3 * out.logits.float().abs().max() + 1e-6)
+    return _unembeds[model]
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _weights_digest(folder: Path) -> str:
-    return hashlib.sha256("".join(file_digest(p) for p in sorted(folder.glob("*.safetensors"))).encode()).hexdigest()
+def _digest(folder: Path) -> str:
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
 def _ladder_folder(name: str) -> Path:

@@ -8,7 +8,6 @@ the paper, arXiv 2502.09419) is `LayerMix` here; what the paper's are exactly is
 import copy
 import json
 import re
-import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import AutoModel
 
-from .backbones import Backbone, file_digest, final_norm, unembed
+from .backbones import Backbone, file_digest, final_norm, unembed, unembeds
 from .records import sha256, write_atomic, write_json
 
 KINDS = ("linear", "residual", "block", "next_token")
@@ -78,7 +77,8 @@ class Heads(nn.Module):
             raise ValueError(f"features={spec.features}: {backbone.name} has layers 0 (embeddings) to {n}")
         one = n if spec.features == "last" else spec.features
         self.layers = tuple(range(n + 1)) if spec.features in ("mix", "concat") else (one,)
-        _check_unembedding(model)
+        if not unembeds(model):
+            raise ValueError(f"{type(model).__name__} does more than its LM head to its last state: heads on it would be wrong")
         self._model = (model,)  # in a tuple, so that its tensors are not ours
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -296,26 +296,9 @@ def _trunk(model, spec: HeadSpec) -> nn.Module:
     return nn.Sequential(*maps)
 
 
-_plain = weakref.WeakSet()  # models that were found to do nothing more
-
-
-@torch.no_grad()
-def _check_unembedding(model) -> None:
-    """ValueError where the model's logits are not `unembed` of its last state (a scale of its own, say)."""
-    if model in _plain:
-        return
-    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    training = model.training
-    out = model.eval()(ids, output_hidden_states=True, use_cache=False)
-    model.train(training)
-    error = (unembed(model, out.hidden_states[-1]).float() - out.logits.float()).abs().max()
-    if error > 1e-3 * out.logits.float().abs().max() + 1e-6:
-        raise ValueError(f"{type(model).__name__} does more than its LM head to its last state: heads on it would be wrong")
-    _plain.add(model)
-
-
 def _identity(backbone: Backbone) -> dict:
-    return {"name": backbone.name, "revision": backbone.revision, "sha256": backbone.fingerprint}
+    weights, *_ = backbone.fingerprint.split()  # whatever the dtype they are held in
+    return {"name": backbone.name, "revision": backbone.revision, "sha256": weights}
 
 
 def _one_of(name: str, value, allowed: tuple) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from . import arms, gaps, joint, offsets
+from . import arms, gaps, joint, scoring
 from .backbones import Backbone, unembed
 from .features import BLOCKS, FrozenFeatures
 from .heads import HeadSpec
@@ -64,11 +64,8 @@ def ntp_table(features: FrozenFeatures, blocks) -> pd.DataFrame:
     last = model.config.get_text_config().num_hidden_layers
     for start in range(0, len(blocks.tokens), BLOCKS):
         part = slice(start, start + BLOCKS)
-        logits = unembed(model, features.batch(part, (last,))[:, :, 0]).float().cpu()
-        logits, labels = offsets.predictions_at(logits, 1), offsets.labels_at(blocks.tokens[part], 1)
-        losses = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
-        keep = offsets.labels_at(blocks.mask[part], 1)
-        means = (losses * keep).sum(1) / keep.sum(1)
+        logits = unembed(model, features.batch(part, (last,))[:, :, 0]).cpu()
+        means, _ = scoring.next_token_losses(logits, blocks.tokens[part], blocks.mask[part])
         names = blocks.documents[part]
         rows += [(features.backbone.name, blocks.corpus, n, 0, float(m)) for n, m in zip(names, means, strict=True)]
     return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "position", "cross_entropy"])

@@ -23,7 +23,7 @@ from .records import read_json, write_atomic, write_json
 from .runtime import choose_device, choose_dtype
 from .specs import BLOCKED, Spec, build, loss_of
 
-BATCH = 16  # sequences of CONTEXT tokens: 2,930 steps in 12M tokens
+BATCH = 16  # sequences of CONTEXT tokens a step: 2,930 steps in 12M tokens
 WARMUP, FLOOR = 0.05, 0.1  # share of the steps; share of the peak rate at the end
 
 
@@ -39,25 +39,26 @@ def rate_at(step: int, steps: int, peak: float) -> float:
     return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-def train(spec: Spec, rate: float, tokens: int, work: Path, every: int = 100) -> dict:
+def train(spec: Spec, rate: float, tokens: int, work: Path, every: int = 100, batch: int = BATCH) -> dict:
     """Trains one model to `tokens`; returns its summary. The checkpoint and the summary lie in `work`.
 
     Raises ValueError where `work` holds a run of other settings, Stop where another process trains in it,
     FloatingPointError where the loss is not finite.
     """
     with exclusive(work):
-        return _train(spec, rate, tokens, work, every)
+        return _train(spec, rate, tokens, work, every, batch)
 
 
-def _train(spec: Spec, rate: float, tokens: int, work: Path, every: int) -> dict:
+def _train(spec: Spec, rate: float, tokens: int, work: Path, every: int, batch: int) -> dict:
     device = choose_device()[0]
-    steps = tokens // (BATCH * CONTEXT)
-    settings = {**asdict(spec), "tokens": steps * BATCH * CONTEXT, "steps": steps, "rate": rate}
+    a_step = batch * CONTEXT
+    steps = tokens // a_step
+    settings = {**asdict(spec), "tokens": steps * a_step, "steps": steps, "rate": rate}
     summary = work / "summary.json"
     if found := read_json(summary):
         require_same(settings, found, work)
         return found
-    data = blocks.training_blocks("pretrain", load_tokenizer(), steps * BATCH, spec.seed)
+    data = blocks.training_blocks("pretrain", load_tokenizer(), steps * batch, spec.seed)
     parts = build(spec).to(device)
     bf16 = choose_dtype(device, training=True)[0] == torch.bfloat16
     if device.type == "cpu":
@@ -74,7 +75,7 @@ def _train(spec: Spec, rate: float, tokens: int, work: Path, every: int) -> dict
     first, curve = restore(parts, optimizer, work / "checkpoint.safetensors", settings)
     started = time.monotonic()
     for step in range(first, steps):
-        ids = torch.from_numpy(data[step * BATCH : (step + 1) * BATCH].astype(np.int64)).to(device)
+        ids = torch.from_numpy(data[step * batch : (step + 1) * batch].astype(np.int64)).to(device)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps, rate)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -89,17 +90,17 @@ def _train(spec: Spec, rate: float, tokens: int, work: Path, every: int) -> dict
         curve.append(round(value, 4))
         if (step + 1) % every == 0 or step + 1 == steps:
             checkpoint(parts, optimizer, work / "checkpoint.safetensors", step + 1, curve, settings)
-            pace = (step + 1 - first) * BATCH * CONTEXT / (time.monotonic() - started)
+            pace = (step + 1 - first) * a_step / (time.monotonic() - started)
             print(
                 f"{spec.name} rate {rate:g} step {step + 1}/{steps} loss {np.mean(curve[-50:]):.3f} {pace:,.0f} tokens/s "
-                f"{(steps - step - 1) * BATCH * CONTEXT / pace / 60:.0f} min left",
+                f"{(steps - step - 1) * a_step / pace / 60:.0f} min left",
                 flush=True,
             )
     result = {
         **settings,
         "bf16": bf16,
         "loss_curve": thin(curve),
-        "final_slope_nats_per_1M_tokens": slope(curve),
+        "final_slope_nats_per_1M_tokens": slope(curve, a_step),
         "validation": validation(parts, spec),
     }
     write_json(summary, result)
@@ -162,7 +163,7 @@ def thin(curve: list[float], n: int = 60) -> list[float]:
     return [round(float(np.mean(part)), 4) for part in np.array_split(np.array(curve), min(n, len(curve)))]
 
 
-def slope(curve: list[float]) -> float:
+def slope(curve: list[float], a_step: int = BATCH * CONTEXT) -> float:
     """Least-squares slope of the last fifth of the training loss, nats per million tokens."""
     tail = np.array(curve[-max(2, len(curve) // 5) :])
-    return round(float(np.polyfit(np.arange(len(tail)) * BATCH * CONTEXT / 1e6, tail, 1)[0]), 4)
+    return round(float(np.polyfit(np.arange(len(tail)) * a_step / 1e6, tail, 1)[0]), 4)

@@ -108,13 +108,10 @@ def ntp_table(backbone, blocks) -> pd.DataFrame:
         with torch.no_grad():
             inputs = {"input_ids": blocks.tokens[part], "attention_mask": blocks.mask[part].long()}
             logits = backbone.model(**{name: x.to(backbone.model.device) for name, x in inputs.items()}).logits.cpu()
-        logits, labels = offsets.predictions_at(logits, 1), offsets.labels_at(blocks.tokens[part], 1)
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
-        keep = offsets.labels_at(blocks.mask[part], 1)
-        means = (losses.view_as(labels) * keep).sum(1) / keep.sum(1)
+        means, counts = scoring.next_token_losses(logits, blocks.tokens[part], blocks.mask[part])
         rows += [
             (backbone.name, blocks.corpus, blocks.documents[r], float(m), int(n))
-            for r, m, n in zip(part.tolist(), means, keep.sum(1), strict=True)
+            for r, m, n in zip(part.tolist(), means, counts, strict=True)
         ]
     return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "cross_entropy", "n_tokens"])
 

@@ -1,6 +1,7 @@
 """The packed engine: all positions' candidates in few forward passes over one prefix cache (attention.py).
 
-Everything but the attention is token-wise and run by the model's own code, on one flat row of candidates.
+Everything but the attention is token-wise and run by the model's own code, on one flat row of candidates: the decoder over
+as many as its work wants, the LM head over as many as its logits allow.
 """
 
 import math
@@ -11,14 +12,15 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from mtp_utils.attention import NAME, Plan, plan_chunks, serving
+from mtp_utils.attention import NAME, Plan, serving
+from mtp_utils.backbones import unembed, unembeds
 
 KEPT_BYTES = 256 * 2**20  # keys and values of the tree that may be held at once
 
 
 @dataclass
 class Budget:
-    """Of one candidate pass: bytes of logits, candidates, numbers of a hidden layer; queries of one attention call."""
+    """Bytes of logits at once; candidates of one pass, and numbers of its hidden layer; queries of one attention call."""
 
     logits: int
     tokens: int
@@ -28,7 +30,8 @@ class Budget:
 
 # [measured, 2 cores] Matrix products want 512 rows and more; wider levels than these only leave the cache.
 CPU = Budget(104 * 2**20, 2048, 2**18, 256)
-ACCELERATOR = Budget(256 * 2**20, 16384, 2**25, 1024)
+# Wide enough that the work of a kernel hides its launch; what is held of (candidates, vocab) stays below 1.5 GB.
+ACCELERATOR = Budget(300 * 2**20, 32768, 2**25, 4096)
 
 
 class PrefixLayer(DynamicLayer):
@@ -42,6 +45,12 @@ class PrefixLayer(DynamicLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         self.fresh = key_states[0], value_states[0]
         return key_states, value_states
+
+
+def evenly(start, stop, size):
+    """[start, stop) in the fewest parts of at most `size`, of equal size."""
+    step = max(1, math.ceil((stop - start) / max(1, math.ceil((stop - start) / size))))
+    return [(a, min(a + step, stop)) for a in range(start, stop, step)]
 
 
 @contextmanager
@@ -74,16 +83,21 @@ class Packed:
         self.cache.layer_class_to_replicate = PrefixLayer
         columns, where = t.unique(return_inverse=True)
         logits = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=columns).logits
-        self.logits = logits[rows, t if logits.shape[1] == ids.shape[1] else where]  # (P, V)
+        index = rows * logits.shape[1] + (t if logits.shape[1] == ids.shape[1] else where)
+        flat = logits.flatten(0, 1)
+        self.logits = flat if len(index) == len(flat) else flat[index]  # (P, V)
+        self.split = model.base_model is not model and unembeds(model)  # its decoder and its LM head may be run apart
         self.windows, self.layers = set(), self.cache.layers
         for layer in self.layers:
             layer.packed = True
 
     @property
     def step(self):
-        """Candidates of one pass."""
-        row, width = self.logits[0].nbytes, self.model.get_input_embeddings().embedding_dim
-        return min(self.budget.tokens, max(32, self.budget.logits // row), max(512, self.budget.hidden // width))
+        """Candidates of one pass; of one pass through the LM head."""
+        width = self.model.get_input_embeddings().embedding_dim
+        body = min(self.budget.tokens, max(512, self.budget.hidden // width))
+        head = max(32, self.budget.logits // self.logits[0].nbytes)
+        return (body if self.split else min(body, head)), head
 
     @property
     def capacity(self):
@@ -93,33 +107,33 @@ class Packed:
 
     def logits_of(self, level, keep=False):
         """Yield (start, stop, logits (stop - start, V)) over the level; keep its keys and values if asked."""
-        parts, n = [], len(level.root)
-        passes = max(1, math.ceil(n / self.step))
-        step = max(1, math.ceil(n / passes))  # of equal size
-        for start in range(0, n, step):
-            stop = min(start + step, n)
+        parts, (body, head) = [], self.step
+        for start, stop in evenly(0, len(level.root), body if level.depth else head):
             if level.depth == 0:
                 yield start, stop, self.logits[level.root[start:stop]]
                 continue
-            logits = self.forward(level, start, stop)
+            found = self.forward(level, start, stop)
             if keep:
                 parts.append([layer.fresh for layer in self.layers])
-            yield start, stop, logits
+            for first, last in evenly(start, stop, head):
+                here = found[:, first - start : last - start]
+                yield first, last, (unembed(self.model, here) if self.split else here)[0]
         level.kv = [tuple(torch.cat(x, 1) for x in zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
 
     def forward(self, level, start, stop):
+        """The last states (1, n, d) of some candidates, or their logits (1, n, V) where the LM head is not run apart."""
+        run, kind = (self.model.base_model, "last_hidden_state") if self.split else (self.model, "logits")
         root = level.root[start:stop]
         t, rows = self.t[root], self.rows[root]
-        chunks = plan_chunks(rows.tolist(), t.tolist(), self.budget.queries)
-        plan = Plan(self.layers, t, level.depth, chunks, level.lineage(start, stop))
+        plan = Plan(self.layers, rows, t, level.depth, self.budget.queries, level.lineage(start, stop))
         with attention_switched(self.model), serving(plan):
-            logits = self.model(
+            out = run(
                 input_ids=level.token[None, start:stop],
                 position_ids=(t + level.depth)[None],
                 past_key_values=self.cache,
                 use_cache=True,
-            ).logits[0]
+            )
         if plan.calls != len(self.layers):
             raise NotImplementedError(f"packed attention served {plan.calls} of {len(self.layers)} layers")
         self.windows |= plan.windows
-        return logits
+        return out[kind]

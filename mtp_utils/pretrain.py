@@ -101,7 +101,7 @@ def finished(spec: Spec, rate: float, tokens: int) -> bool:
     return card.get("inputs") == inputs() and card["rate"] == rate and card["tokens"] == tokens
 
 
-def export(spec: Spec, work: Path) -> None:
+def export(spec: Spec, work: Path, arguments: str) -> None:
     """fp16 weights, config and card of a finished run into the package."""
     summary = read_json(work / "runs" / spec.name / "summary.json")
     parts = build(spec)
@@ -122,7 +122,7 @@ def export(spec: Spec, work: Path) -> None:
         "data": "mtp_utils/ladder/corpora.json, split pretrain, the three corpora in turn",
         "inputs": inputs(),
         "sweep": trials(spec.width),
-        "command": "python -m mtp_utils.pretrain all",
+        "command": f"python -m mtp_utils.pretrain {arguments}",
         "versions": {"torch": torch.__version__.split("+")[0]},
         "sha256": {
             p.name: file_digest(p) for p in sorted(folder.glob("*")) if p.suffix == ".safetensors" or p.name == "config.json"
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("what", choices=["corpora", "tokenizer", "sweep", "run", "export", "all"])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(SPECS)}; none: all")
     parser.add_argument("--tokens", type=int, default=12_000_000)
+    parser.add_argument("--batch", type=int, default=BATCH, help="sequences a step; a GPU is idle with few")
     parser.add_argument("--work", type=Path, default=paths.cache().parent / "ladder")
     parser.add_argument("--rate", type=float, help="peak learning rate instead of the sweep's (drafts)")
     parser.add_argument("--threads", type=int, help="two processes of one thread each get more done than one of two")
@@ -151,7 +152,7 @@ def main() -> None:
         print(json.dumps({k: v for k, v in corpora.freeze().items() if k in ("remaining_overlap", "packages")}))
     if a.what in ("tokenizer", "all") and not (a.what == "all" and (paths.LADDER / "tokenizer").exists()):
         train_tokenizer()
-    tokens = -(-a.tokens // (BATCH * CONTEXT)) * BATCH * CONTEXT
+    tokens = -(-a.tokens // (a.batch * CONTEXT)) * a.batch * CONTEXT
     for spec in chosen:
         if a.what in ("sweep", "run", "all"):
             rate = a.rate or sweep(spec.width, a.work)
@@ -159,9 +160,9 @@ def main() -> None:
             print(f"{spec.name} is in {paths.LADDER / spec.name}: not trained again")
             continue
         if a.what in ("run", "all"):
-            train(spec, rate, tokens, a.work / "runs" / spec.name)
+            train(spec, rate, tokens, a.work / "runs" / spec.name, batch=a.batch)
         if a.what in ("export", "all"):
-            export(spec, a.work)
+            export(spec, a.work, f"all --tokens {tokens} --batch {a.batch}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 
 from . import paths
 
-PACKAGES = ("torch", "transformers", "numpy", "pandas")
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy", "pandas")
 # These decide where and how a run happens or how its result looks, not what is measured.
 NOT_MEASURING = {"artifacts", "claims", "execute", "paths", "plots", "profiles", "publish", "records", "reproduce"}
 NOT_MEASURING |= {"run", "runtime", "style", "head_claims", "head_plots"}

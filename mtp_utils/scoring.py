@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from . import offsets
 from .expansion import entropy_of
 from .runtime import progress, seed_for
 
@@ -54,6 +55,17 @@ def kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """KL(p || q) = sum p (log p - log q) in nats over the last dimension; no epsilon, so q = 0 < p gives inf."""
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+
+
+def next_token_losses(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's mean next-token cross-entropy over its real tokens, nats (rows,), and their number (rows,).
+
+    logits (rows, T, V); tokens, mask (rows, T).
+    """
+    logits, labels = offsets.predictions_at(logits, 1).float(), offsets.labels_at(tokens, 1)
+    losses = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
+    keep = offsets.labels_at(mask, 1)
+    return (losses * keep).sum(1) / keep.sum(1), keep.sum(1)
 
 
 def positions_of(blocks) -> pd.DataFrame:

@@ -25,13 +25,14 @@ MIX_RATE = 10.0  # LayerMix's w and gamma learn at this multiple of the rate
 @dataclass(frozen=True)
 class Training:
     """How heads are trained: peak rate of every offset's head, or of each (linear warm-up, cosine to a tenth), tokens
-    (positions), labels, blocks a step; the seed orders the blocks and draws what is initialised at random."""
+    (positions) in all, in so many epochs, labels, blocks a step; the seed orders the blocks and draws what is random."""
 
     rate: float | tuple[float, ...]
     tokens: int
     labels: str = "data"
     seed: int = 0
     blocks: int = 1
+    epochs: int = 1  # every one in an order of its own
     checks: int = 4  # validations after the one of the untrained heads; each offset keeps the head of its best one
 
     def __post_init__(self):
@@ -84,13 +85,15 @@ def trained_heads(
 def plan(features: FrozenFeatures, spec: HeadSpec, training) -> tuple[np.ndarray, set[int]]:
     """The blocks of each step (steps, blocks), and the steps after which to validate. Raises ValueError; see trained_heads."""
     per_step = training.blocks * features.tokens.shape[1]
-    steps = training.tokens // per_step
-    if not 1 <= steps * training.blocks <= len(features.tokens):
-        raise ValueError(f"tokens={training.tokens}: between {per_step} and the {features.tokens.numel()} of the features")
+    each = training.tokens // (per_step * training.epochs)  # steps of an epoch
+    if not 1 <= each * training.blocks <= len(features.tokens):
+        least, most = per_step * training.epochs, features.tokens.numel() * training.epochs
+        raise ValueError(f"tokens={training.tokens} in {training.epochs} epochs: between {least} and {most} for these features")
     if training.labels != "data" and max(spec.offsets) > features.horizon:
         raise ValueError(f"offsets={spec.offsets}: labels are drawn up to offset {features.horizon}, the features' horizon")
-    order = np.random.default_rng(training.seed).permutation(steps * training.blocks).reshape(steps, training.blocks)
-    return order, {round((i + 1) * steps / training.checks) for i in range(training.checks)}
+    rng, steps = np.random.default_rng(training.seed), each * training.epochs
+    order = np.concatenate([rng.permutation(each * training.blocks) for _ in range(training.epochs)])
+    return order.reshape(steps, training.blocks), {round((i + 1) * steps / training.checks) for i in range(training.checks)}
 
 
 def combine(accelerator: Accelerator, parameters: list, norm: float = 1.0) -> float:

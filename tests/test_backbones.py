@@ -112,11 +112,10 @@ def test_pretraining_resumes_to_the_bit(tmp_path, monkeypatch, objective):
         lambda split, tokenizer, n, seed: np.random.default_rng(seed).integers(1, 1024, (n, loop.CONTEXT)).astype(np.uint16),
     )
     monkeypatch.setattr(loop, "validation", lambda parts, spec: {"code": 0.0})
-    monkeypatch.setattr(loop, "BATCH", 2)
     spec = specs.Spec("w16", 16, objective=objective)
     tokens = 6 * 2 * loop.CONTEXT
     torch.set_num_threads(1)
-    loop.train(spec, 1e-3, tokens, tmp_path / "whole", every=3)
+    loop.train(spec, 1e-3, tokens, tmp_path / "whole", every=3, batch=2)
 
     class Stop(Exception):
         pass
@@ -129,9 +128,9 @@ def test_pretraining_resumes_to_the_bit(tmp_path, monkeypatch, objective):
 
     monkeypatch.setattr(loop, "checkpoint", stop_after)
     with pytest.raises(Stop):
-        loop.train(spec, 1e-3, tokens, tmp_path / "halves", every=3)
+        loop.train(spec, 1e-3, tokens, tmp_path / "halves", every=3, batch=2)
     monkeypatch.setattr(loop, "checkpoint", real)
-    loop.train(spec, 1e-3, tokens, tmp_path / "halves", every=3)
+    loop.train(spec, 1e-3, tokens, tmp_path / "halves", every=3, batch=2)
     whole, halves = (load_file(tmp_path / n / "checkpoint.safetensors") for n in ("whole", "halves"))
     assert whole.keys() == halves.keys() and all(torch.equal(whole[k], halves[k]) for k in whole)
     curves = [json.loads((tmp_path / n / "summary.json").read_text())["loss_curve"] for n in ("whole", "halves")]

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import CONFIGS, PACKED, VOCAB, WINDOW, tiny_model
+from tiny_models import CONFIGS, GROUPED, PACKED, VOCAB, WINDOW, tiny_model
+from transformers import AutoModelForCausalLM, GraniteConfig
 
 from mtp_utils import attention, expansion, packed
+from mtp_utils.backbones import unembeds
 from mtp_utils.marginal import future_log_probs, future_tokens
 from mtp_utils.packed import Packed
 
@@ -91,6 +93,20 @@ def test_small_blocks_give_the_same(name, monkeypatch):
         assert (one.log_probs.exp() - other.log_probs.exp()).abs().max() < 1e-12
         assert torch.equal(one.num_candidates, other.num_candidates)
         assert torch.equal(one.certified, other.certified)
+
+
+def test_a_model_that_scales_its_logits_is_packed_whole(candidates):
+    config = GraniteConfig(**GROUPED, logits_scaling=3.0)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    ids, _ = batch()
+    assert not unembeds(model)
+    f = future_log_probs(model, ids[:1], 2, exact=True)
+    assert (f.log_probs[0, 4] - brute_force(model, ids[0, :5], 2)[0]).abs().max() < 1e-9
+    assert sum(candidates) >= SEQ * VOCAB
 
 
 def test_holes_in_the_mask_are_closed_up(neox):

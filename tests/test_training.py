@@ -161,9 +161,20 @@ def test_heads_of_several_offsets_are_those_of_each_offset_alone():
         assert names and all(np.allclose(alone[n], both[n], atol=1e-6) for n in names)
 
 
+def test_every_epoch_sees_all_its_blocks_in_another_order():
+    f = frozen(blocks=9)
+    order, checks = training.plan(f, HeadSpec(), Training(1e-3, 3 * 8 * 12, blocks=2, epochs=3))
+    assert order.shape == (12, 2) and checks == {3, 6, 9, 12}
+    first, *others = order.reshape(3, 8).tolist()
+    assert all(sorted(one) == list(range(8)) and one != first for one in others)
+    once, _ = training.plan(f, HeadSpec(), Training(1e-3, 8 * 12, blocks=2))
+    assert once.ravel().tolist() == first  # more epochs go on where one ends
+    assert len(trained_heads(f, f, HeadSpec(), Training(1e-3, 2 * 9 * 12, epochs=2))["loss"]) == 18
+
+
 def test_more_tokens_than_there_are_and_unknown_labels_are_refused():
     f = frozen(blocks=4)
-    with pytest.raises(ValueError, match="between 12 and the 48"):
+    with pytest.raises(ValueError, match="between 12 and 48"):
         trained_heads(f, f, HeadSpec(), Training(1e-3, 100))
     with pytest.raises(ValueError, match="up to offset 3"):
         trained_heads(f, f, HeadSpec(), Training(1e-3, 48, "soft"))
