@@ -186,17 +186,13 @@ def part_e(size):
 
     backbone = load_backbone("ladder/w256", device=DEVICE)
     for corpus in ("code", "prose"):
-        blocks = evaluation_blocks(
-            corpus, "validation", backbone.tokenizer, n_documents=24, positions_per_document=4, horizon=2
-        )
+        blocks = evaluation_blocks(corpus, "validation", backbone.tokenizer, n_documents=24, positions_per_document=4, horizon=2)
 
         def measure(blocks=blocks, **mode):
             f = future_log_probs(
                 backbone.model, blocks.tokens.to(DEVICE), 2, attention_mask=blocks.mask, positions=blocks.scored, **mode
             )
-            n, held, sure = (
-                x[blocks.scored.to(DEVICE)].double() for x in (f.num_candidates, f.captured_mass, f.certified)
-            )
+            n, held, sure = (x[blocks.scored.to(DEVICE)].double() for x in (f.num_candidates, f.captured_mass, f.certified))
             return [x.item() for x in (n.mean(), held.mean(), held.quantile(0.1), sure.mean())]
 
         names = ("candidates", "mean captured mass", "mass held at 9 of 10 positions", "certified share")
@@ -247,9 +243,8 @@ def part_g(size):
     for shape, (layers, width, _, vocab) in LARGE.items():
         model = random_model(shape, torch.bfloat16)
         ids = random_ids(model, length).expand(rows, -1)
-        seconds = race(
-            3, ours=partial(future_log_probs, model, ids, 2, top_k=k), plain=partial(plain_passes, model, ids[:1], rows * (1 + k), 2)
-        )
+        plain = partial(plain_passes, model, ids[:1], rows * (1 + k), 2)
+        seconds = race(3, ours=partial(future_log_probs, model, ids, 2, top_k=k), plain=plain)
         weights = layers * 12 * width**2 + width * vocab
         flops = rows * (1 + k) * length * (2 * weights + 4 * layers * width * length / 2)  # and attention over half the row
         case = f"{shape} bfloat16, {rows} x T={length} k={k}"

@@ -97,7 +97,8 @@ def kernel(query, key, value, mask, scale, softcap):
         out, lse, _, _ = aten._scaled_dot_product_efficient_attention(query, key, value, bias, True, scale=scale)
         return out, lse[..., : query.shape[2]]
     if query.shape[2] > PLAIN_QUERIES:
-        cut = zip(query.split(PLAIN_QUERIES, 2), mask.split(PLAIN_QUERIES) if mask is not None else repeat(None))
+        masks = repeat(None) if mask is None else mask.split(PLAIN_QUERIES)
+        cut = zip(query.split(PLAIN_QUERIES, 2), masks, strict=False)
         return tuple(torch.cat(x, 2) for x in zip(*(kernel(q, key, value, m, scale, softcap) for q, m in cut), strict=True))
     score = cap((query @ key.mT).float() if query.dtype.itemsize < 4 else query @ key.mT, scale, softcap)
     score = score if mask is None else score + mask
@@ -109,9 +110,7 @@ def cap(score, scale, softcap):
     return score if softcap is None else torch.tanh(score / softcap) * softcap
 
 
-def attend(
-    module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs
-):
+def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs):
     """The attention function of a candidate pass, under transformers' interface: (1, H, n, D) -> (1, n, H, D)."""
     plan = _plan.get()
     sinks = kwargs.pop("s_aux", None)  # (H,) logits of a key without a value

@@ -19,8 +19,8 @@ PREFIX = "ladder/"
 @dataclass(frozen=True)
 class Backbone:
     """A pretrained decoder and where it comes from. `n_params` leaves out embedding and unembedding; `n_params_total`
-    has them. `fingerprint` is of the weights' and the configuration's files, or the hub's commit, and ends in the dtype where that
-    is not float32; `revision` is None for local ones."""
+    has them. `fingerprint` is of the weights' and the configuration's files, or the hub's commit, and ends in the dtype where
+    that is not float32; `revision` is None for local ones."""
 
     name: str
     model: PreTrainedModel

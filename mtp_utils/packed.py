@@ -31,19 +31,19 @@ class Budget:
 # [measured, 2 cores] Matrix products want 512 rows and more; wider levels than these only leave the cache.
 CPU = Budget(104 * 2**20, 2048, 2**18, 256)
 # Wide enough that the work of a kernel hides its launch; what is held of (candidates, vocab) stays below 1.5 GB.
-ACCELERATOR = Budget(300 * 2**20, 32768, 2**25, 4096)
+ACCELERATOR = Budget(300 * 2**20, 8192, 2**25, 4096)
 
 
 class PrefixLayer(DynamicLayer):
     """Keeps every key of the prefix, also where the window slides; hands candidates only their own keys."""
 
-    packed = False
-    fresh = None
+    packed = keep = False
+    fresh = None  # the candidates' own, where they are to be kept
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.packed:
             return super().update(key_states, value_states, *args, **kwargs)
-        self.fresh = key_states[0], value_states[0]
+        self.fresh = (key_states[0], value_states[0]) if self.keep else None
         return key_states, value_states
 
 
@@ -108,6 +108,8 @@ class Packed:
     def logits_of(self, level, keep=False):
         """Yield (start, stop, logits (stop - start, V)) over the level; keep its keys and values if asked."""
         parts, (body, head) = [], self.step
+        for layer in self.layers:
+            layer.keep = keep
         for start, stop in evenly(0, len(level.root), body if level.depth else head):
             if level.depth == 0:
                 yield start, stop, self.logits[level.root[start:stop]]

@@ -40,9 +40,7 @@ class Run:
         self, stem: str, function: Callable[..., pd.DataFrame], *, modules: Iterable[ModuleType], **arguments
     ) -> pd.DataFrame:
         """`function(**arguments)` as a stored table; see `records.measured`."""
-        frame = records.measured(
-            stem, function, profile=self.profile, modules=modules, provenance=self.provenance, **arguments
-        )
+        frame = records.measured(stem, function, profile=self.profile, modules=modules, provenance=self.provenance, **arguments)
         self._tables.append(stem)
         return frame
 

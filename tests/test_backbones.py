@@ -136,7 +136,7 @@ def test_pretraining_resumes_to_the_bit(tmp_path, monkeypatch, objective):
     curves = [json.loads((tmp_path / n / "summary.json").read_text())["loss_curve"] for n in ("whole", "halves")]
     assert curves[0] == curves[1]
     with pytest.raises(ValueError, match="holds a run with {'rate': 0.001}"):
-        loop.train(spec, 2e-3, tokens, tmp_path / "whole")
+        loop.train(spec, 2e-3, tokens, tmp_path / "whole", batch=2)
     with execute.exclusive(tmp_path / "halves"), pytest.raises(execute.Stop, match="already writing"):
         loop.train(spec, 1e-3, tokens, tmp_path / "halves")
 

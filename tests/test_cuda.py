@@ -112,9 +112,8 @@ def test_measured_tables_agree():
     names = ("a", "b", "c")
     blocks = Blocks("prose", "test", 4, names, names, (None,) * 3, tokens, mask, scored, torch.zeros_like(tokens), "text")
     estimators = {str(k): e for k, e in measures.ESTIMATORS.items()}
-    here, there = (
-        measures.marginal_arrays(load_backbone("ladder/w64", device=d), blocks, estimators, measures.DRAWN) for d in ("cpu", "cuda")
-    )
+    backbones = [load_backbone("ladder/w64", device=device) for device in ("cpu", "cuda")]
+    here, there = (measures.marginal_arrays(b, blocks, estimators, measures.DRAWN) for b in backbones)
     assert here.keys() == there.keys()
     for name in here:
         same = np.isclose(here[name], there[name], atol=1e-3, equal_nan=True).reshape(len(here[name]), -1).all(1)
