@@ -76,7 +76,7 @@ def bench(backbone, tokens: int, layers: tuple[int, ...], test: dict, horizon: i
     """States of `layers` on `tokens` tokens of the heads split (without its first `skip`), on a few validation blocks, and on
     `test` (corpus -> evaluation blocks). Each is computed when first asked for, and only if something is not stored yet."""
     text = _heads_text(backbone, skip + tokens)[-(-skip // blocks_module.CONTEXT) :]
-    corpora = len(blocks_module.corpora.CORPORA)
+    corpora = len(blocks_module.corpora.names())
     n = min(max(corpora, len(text) // VALIDATION_SHARE), 8 * corpora)
     texts = text, _blocks_of("validation", backbone, n)
     found = [FrozenFeatures(backbone, t, layers, horizon) for t in texts]

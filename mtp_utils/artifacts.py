@@ -59,7 +59,7 @@ def write_scorecard(profile: str) -> None:
         rows = verdicts[verdicts["claim"] == claim]
         lines += [_row(f"**{claim}** {words}", row) for row in rows.to_dict("records")]
         if rows.empty:
-            untested = "smoke profile: no verdicts" if profile == "smoke" else "not yet tested"
+            untested = "smoke profile: no verdicts" if profile.startswith("smoke") else "not yet tested"
             lines.append(f"| **{claim}** {words} | | | | | {untested} |")
     text = f"# Scorecard\n\nProfile {profile}; the claims in our words.\n\n" + "\n".join(lines) + "\n"
     records.write_atomic(paths.figures(profile) / "scorecard.md", text.encode())

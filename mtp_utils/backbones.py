@@ -11,9 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import paths
+from .profiles import own_of
 from .runtime import choose_device
 
 PREFIX = "ladder/"
+OWN = "own/"  # and the directory's name: one of those that reproduce.sh --backbone was given
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def load_backbone(
     """
     if name.startswith(PREFIX):
         folder, source = _ladder_folder(name), "ladder"
+    elif name in own_of()["backbones"] and name.startswith(OWN):
+        folder, source = Path(own_of()["backbones"][name]), "directory"
     elif Path(name).expanduser().is_dir():
         folder, source = Path(name).expanduser().resolve(), "directory"
     else:

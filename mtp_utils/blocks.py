@@ -15,6 +15,7 @@ from .records import read_arrays, sha256, write_arrays
 CONTEXT = 256
 MIN_CONTEXT = 32  # tokens before and including a scored position
 END = "<|endoftext|>"
+LEAST = 10  # documents of the user's text, below which nothing is measured
 CLASSES = ("inside a word", "word start", "white space", "punctuation")
 
 
@@ -45,22 +46,34 @@ def encode(tokenizer, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
+def end_of(tokenizer) -> int:
+    """The id that stands before every document: END, or the tokenizer's own end or begin of text."""
+    known = tokenizer.convert_tokens_to_ids(END)
+    if known is not None and known != getattr(tokenizer, "unk_token_id", None):
+        return known
+    own = [i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None]
+    if not own:
+        raise ValueError(f"{type(tokenizer).__name__} has no token for the end of a text: set its eos_token")
+    return own[0]
+
+
 def stream(corpus: str, split: str, tokenizer) -> np.ndarray:
-    """All documents of a split as one uint16 array, each preceded by END; cached, because the controls count it too."""
+    """All documents of a split as one array (uint16, or uint32 for larger vocabularies), each preceded by `end_of`; cached,
+    because the controls count it too."""
 
     def compute() -> dict[str, np.ndarray]:
-        end, ids = tokenizer.convert_tokens_to_ids(END), []
+        end, ids = end_of(tokenizer), []
         for one in encode(tokenizer, [d.text for d in corpora.documents(corpus, split)]):
             ids.append(end)
             ids.extend(one)
-        return {"ids": np.array(ids, dtype=np.uint16)}
+        return {"ids": np.array(ids, dtype=np.uint16 if len(tokenizer) <= 2**16 else np.uint32)}
 
     return _cached(f"stream-{corpus}-{split}", tokenizer, {}, compute)["ids"]
 
 
 def _cached(name: str, tokenizer, settings: dict, compute) -> dict[str, np.ndarray]:
     """`compute()`, or what it gave before from the same text: reading and tokenising it takes longer than most measurements."""
-    texts = [_texts(), tokenizer.backend_tokenizer.to_str(), name, settings]
+    texts = [_texts(*corpora.names()), tokenizer.backend_tokenizer.to_str(), name, settings]
     key = sha256(json.dumps(texts, sort_keys=True).encode())
     path = paths.cache() / f"{name}-{key[:16]}.safetensors"
     found = read_arrays(path, key)
@@ -70,34 +83,39 @@ def _cached(name: str, tokenizer, settings: dict, compute) -> dict[str, np.ndarr
     return found.values
 
 
-@lru_cache(maxsize=1)
-def _texts() -> list:
+@lru_cache(maxsize=2)
+def _texts(*names: str) -> list:
     """What the blocks depend on: this module, how documents are made, the packages they are read from, those left out."""
     made = Path(__file__).read_text("utf-8"), Path(corpora.__file__).read_text("utf-8"), corpora.translation.fingerprint()
+    if corpora.TEXT in names:
+        return [*made, corpora.own_pieces()[1]]
     return [*made, {p: corpora.version(p) for p in corpora.PACKAGES}, corpora.frozen().get("dropped", {})]
 
 
 def training_blocks(split: str, tokenizer, n: int, seed: int) -> np.ndarray:
-    """(n, CONTEXT) uint16 of a split: the corpora in turn, each one's blocks in a new random order every epoch."""
-    found = np.empty((n, CONTEXT), dtype=np.uint16)
-    for c, corpus in enumerate(corpora.CORPORA):
+    """(n, CONTEXT) of a split: the corpora in turn, each one's blocks in a new random order every epoch."""
+    names, found = corpora.names(), None
+    for c, corpus in enumerate(names):
         tokens = stream(corpus, split, tokenizer)
         rows = tokens[: len(tokens) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
-        wanted = len(range(c, n, 3))
+        if not len(rows):
+            raise ValueError(f"{corpus}/{split} has {len(tokens)} tokens; a block needs {CONTEXT}: give a longer text")
+        found = np.empty((n, CONTEXT), dtype=tokens.dtype) if found is None else found
+        wanted = len(range(c, n, len(names)))
         order = np.concatenate(
             [np.random.default_rng([seed, c, epoch]).permutation(len(rows)) for epoch in range(wanted // len(rows) + 1)]
         )
-        found[c::3] = rows[order[:wanted]]
+        found[c :: len(names)] = rows[order[:wanted]]
     return found
 
 
 def documents_in(block: torch.Tensor, tokenizer, split: str = "heads") -> list[str]:
     """Names of the documents that a training block (CONTEXT,) holds parts of; none where it is no block of that split."""
-    for corpus in corpora.CORPORA if tokenizer is not None else ():
+    for corpus in corpora.names() if tokenizer is not None else ():
         tokens = stream(corpus, split, tokenizer)
         rows = tokens[: len(tokens) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
         if len(block) == CONTEXT and len(found := (rows == block.numpy()).all(1).nonzero()[0]):
-            begins = np.flatnonzero(tokens == tokenizer.convert_tokens_to_ids(END))
+            begins = np.flatnonzero(tokens == end_of(tokenizer))
             first, last = np.searchsorted(begins, [found[0] * CONTEXT, (found[0] + 1) * CONTEXT - 1], side="right") - 1
             return [d.id for d in corpora.documents(corpus, split)[max(0, first) : last + 1]]
     return []
@@ -128,7 +146,8 @@ def evaluation_text(profile, tokenizer, seed: int = 0) -> dict[str, Blocks]:
 
 def _windows(corpus: str, split: str, tokenizer, n_documents: int, n_positions: int, horizon: int, seed: int) -> dict:
     """tokens, mask, scored, classes (documents, CONTEXT); `names`: documents, clusters and rates as JSON in bytes."""
-    rng = np.random.default_rng([seed, corpora.CORPORA.index(corpus), corpora.SPLITS.index(split)])
+    known = (*corpora.CORPORA, corpora.TEXT)
+    rng = np.random.default_rng([seed, known.index(corpus), corpora.SPLITS.index(split)])
     clusters = {}
     for d in corpora.documents(corpus, split):
         clusters.setdefault(d.cluster, []).append(d)
@@ -139,7 +158,10 @@ def _windows(corpus: str, split: str, tokenizer, n_documents: int, n_positions: 
             chosen.append(found)
         if len(chosen) == n_documents:
             return _pack(chosen, tokenizer)
-    raise ValueError(f"{corpus}/{split} has {len(chosen)} documents long enough; n_documents={n_documents} were asked for")
+    if corpus == corpora.TEXT and len(chosen) >= LEAST:  # as many as there are
+        return _pack(chosen, tokenizer)
+    asked = f"at least {LEAST} are needed" if corpus == corpora.TEXT else f"n_documents={n_documents} were asked for"
+    raise ValueError(f"{corpus}/{split} has {len(chosen)} documents long enough; {asked}")
 
 
 def _window(document, tokenizer, horizon: int, n_positions: int, rng):
@@ -153,7 +175,7 @@ def _window(document, tokenizer, horizon: int, n_positions: int, rng):
     inside = np.zeros(len(ids) + 1, dtype=bool)  # +1: END stands before the first token
     for a, b in document.spans:
         inside[1:] |= [a <= s < b for s in starts]
-    ids = [tokenizer.convert_tokens_to_ids(END), *ids]
+    ids = [end_of(tokenizer), *ids]
     eligible = [t for t in range(MIN_CONTEXT - 1, len(ids) - horizon) if inside[t + 1 : t + 1 + horizon].all()]
     if len(eligible) < n_positions:
         return None

@@ -187,6 +187,8 @@ def criteria(scores: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
         members = list(group.groupby("document").indices.values())
         samples = [np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(resamples)]
         for name, values in chosen.items():
+            if values.isna().any():  # not known where the marginal is no exact sum
+                continue
             score = values.to_numpy()
             value = metrics.auroc(score, correct)
             draws = np.array([metrics.auroc(score[s], correct[s]) for s in samples])

@@ -14,10 +14,11 @@ from .scoring import Labels, Tokenizer, score
 
 def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split: str) -> pd.DataFrame:
     """Unigram, skip-bigram and interpolated skip-trigram, counted on a split of the same corpus, at every offset."""
-    key = tokenizer.fingerprint, blocks.fingerprint, split
+    vocabulary = max(len(tokenizer.tokenizer), int(labels.table["label"].max()) + 1)  # a model may have more than its tokenizer
+    key = tokenizer.fingerprint, blocks.fingerprint, split, vocabulary
     if key not in _counted:  # the same for every backbone
         _counted.clear()
-        _counted[key] = _control_log_probs(tokenizer.tokenizer, blocks, split)
+        _counted[key] = _control_log_probs(tokenizer.tokenizer, blocks, split, vocabulary)
     found = _counted[key].items()
     frames = [score(log_probs, labels.table, offset, name, predictor, "counts") for (offset, predictor), log_probs in found]
     return pd.concat(frames, ignore_index=True)
@@ -26,16 +27,16 @@ def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split
 _counted = {}
 
 
-def _control_log_probs(tokenizer, blocks, split: str) -> dict[tuple[int, str], torch.Tensor]:
+def _control_log_probs(tokenizer, blocks, split: str, vocabulary: int) -> dict[tuple[int, str], torch.Tensor]:
     """(offset, predictor) -> (positions, vocab) log-probs of the counting controls, nats."""
     stream = blocks_module.stream(blocks.corpus, split, tokenizer)
-    end = tokenizer.convert_tokens_to_ids(blocks_module.END)
+    end = blocks_module.end_of(tokenizer)
     row, t = np.nonzero(blocks.scored.numpy())
     contexts = np.stack([blocks.tokens[row, t - 1].numpy(), blocks.tokens[row, t].numpy()], 1)
     return {
         (offset, predictor): torch.from_numpy(np.log(probs))
         for offset in range(1, blocks.horizon + 1)
-        for predictor, probs in ngrams.ngram_probs(stream, end, contexts, offset, len(tokenizer)).items()
+        for predictor, probs in ngrams.ngram_probs(stream, end, contexts, offset, vocabulary).items()
     }
 
 

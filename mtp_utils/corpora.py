@@ -17,11 +17,12 @@ from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 
-from . import paths, translation
+from . import paths, profiles, translation
 
-CORPORA = ("translation", "code", "prose")
+CORPORA, TEXT = profiles.CORPORA, profiles.TEXT
 SPLITS = ("pretrain", "heads", "validation", "test")
 MAX_OVERLAP = 0.10  # of a document's word 13-grams seen in training
 RATES = (0.0, 0.25, 0.5)  # free choice in the translation documents; the first line of each states it
@@ -46,6 +47,8 @@ CODE_SHARE = {"pretrain": 0.25, "heads": 0.6, "validation": 0.6, "test": 0.6}
 PAIRS_PER_DOCUMENT = 3  # about 210 tokens: a document fits one window
 MIN_CHARS = 200
 N_TRANSLATION = {"pretrain": 20_400, "heads": 2_100, "validation": 450, "test": 900}  # documents
+PIECE = 1500  # characters of a document of the user's text, about a window of tokens
+OWN_SHARES = {"pretrain": 0.25, "heads": 0.45, "validation": 0.05, "test": 0.25}  # of those documents
 STRING_OR_COMMENT = re.compile(
     r'("""(?:\\.|[^\\])*?"""|\'\'\'(?:\\.|[^\\])*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')'
     r"|[ \t]*#[^\n]*",
@@ -77,14 +80,66 @@ def _split(path: str) -> str:
 
 def documents(corpus: str, split: str) -> list[Document]:
     """All documents of one corpus and split, in a fixed order. Raises ValueError for unknown names."""
-    for value, known, what in ((corpus, CORPORA, "corpus"), (split, SPLITS, "split")):
+    for value, known, what in ((corpus, (*CORPORA, TEXT), "corpus"), (split, SPLITS, "split")):
         if value not in known:
             raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(known)}")
     dropped = set(frozen().get("dropped", {}).get(corpus, ())) if split in ("validation", "test") else ()
     return [d for d in _all_documents(corpus, split) if d.id not in dropped]
 
 
+def names() -> tuple[str, ...]:
+    """The corpora of this run: the embedded ones, or the user's text alone."""
+    return (TEXT,) if profiles.own_of()["text"] else CORPORA
+
+
+@lru_cache(maxsize=2)
+def own_text(path: str, stamp: tuple) -> tuple[tuple[str, ...], str]:
+    """The pieces of a text file, about PIECE characters each and every one once, cut between paragraphs, else lines, else words,
+    and the sha256 of the file. Bytes that are no UTF-8 become U+FFFD."""
+    data = Path(path).read_bytes()
+    pieces, waiting = [], ""
+    for part in _cut(data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")):
+        waiting += part
+        if len(waiting) >= PIECE:
+            pieces.append(waiting)
+            waiting = ""
+    return tuple(dict.fromkeys(p for p in (*pieces, waiting) if p.strip())), hashlib.sha256(data).hexdigest()
+
+
+def _cut(text: str, separators: tuple[str, ...] = ("\n\n", "\n", " ", "")):
+    """Stretches of at most PIECE characters that make up the text, cut at the first separator that serves."""
+    first, *others = separators
+    if not first:
+        yield from (text[i : i + PIECE] for i in range(0, len(text), PIECE))
+        return
+    for part in re.split(f"(?<={first})", text):
+        if len(part) > PIECE:
+            yield from _cut(part, tuple(others))
+        elif part:
+            yield part
+
+
+def own_pieces() -> tuple[tuple[str, ...], str]:
+    """`own_text` of the file that --text named. Raises ValueError where it is none."""
+    path = profiles.own_of()["text"]
+    if not path or not Path(path).is_file():
+        raise ValueError(f"the corpus {TEXT!r} is the file given by --text; {path or 'none was given'} is no file")
+    stat = Path(path).stat()
+    return own_text(path, (stat.st_mtime_ns, stat.st_size))
+
+
+def _own_documents(split: str) -> list[Document]:
+    edges, found = dict(zip(SPLITS, accumulate(OWN_SHARES.values()), strict=True)), []
+    for i, piece in enumerate(own_pieces()[0]):
+        u = _unit("own/" + piece)
+        if split == next(name for name in SPLITS if u < edges[name] or name == SPLITS[-1]):
+            found.append(Document(f"text#{i}", piece, f"text#{i}", ((0, len(piece)),)))
+    return found
+
+
 def _all_documents(corpus: str, split: str) -> list[Document]:
+    if corpus == TEXT:
+        return _own_documents(split)
     return _translation(split) if corpus == "translation" else _from_packages(split)[corpus]
 
 

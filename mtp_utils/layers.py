@@ -26,6 +26,11 @@ def probe(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
     return HeadSpec("linear", layer, unembedding="copied", offsets=offsets)
 
 
+def depth_of(backbone: Backbone) -> tuple[int, ...]:
+    """The numbers of a backbone's hidden_states: 0 the embeddings, the last one after the final norm."""
+    return tuple(range(backbone.model.config.get_text_config().num_hidden_layers + 1))
+
+
 def probe_arms(run, where: arms.Bench, layers: tuple[int, ...], offsets: tuple[int, ...], tokens: int, trial_tokens: int):
     """A trained probe for each layer, at the rates that are best for the last one, an offset each."""
     tuned = arms.tuned_arm(run, where, probe(where.train.layers[-1], offsets), Training(0.0, tokens), trial_tokens)

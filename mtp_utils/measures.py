@@ -19,6 +19,18 @@ DRAWN = ("sampled", "greedy")  # label sources beyond the data's own
 # How the marginal is computed at each offset, wherever it is scored. Offsets 3 and 4 have no exact reference at this
 # vocabulary: hybrid, with captured_mass in the table and the bias measured at offset 2.
 ESTIMATORS = {1: {"exact": True}, 2: {"exact": True}, 3: {"top_k": 8, "samples": 64}, 4: {"top_k": 4, "samples": 64}}
+LARGEST_EXACT = 4096  # vocabulary up to which offset 2 is summed over all of it
+BEYOND = {"top_k": 128, "samples": 128}  # offset 2 above that
+
+
+def exact_sums(backbone) -> bool:
+    """Whether offset 2 is an exact sum on this backbone."""
+    return backbone.model.get_output_embeddings().weight.shape[0] <= LARGEST_EXACT
+
+
+def estimators_of(backbone) -> dict[int, dict]:
+    """offset -> arguments of future_log_probs, for a vocabulary of that size."""
+    return ESTIMATORS if exact_sums(backbone) else ESTIMATORS | {2: BEYOND}
 
 
 def stem_of(backbone, blocks) -> str:
@@ -44,7 +56,7 @@ def stored_marginals(run, backbone, blocks, offset: int = 1) -> records.Arrays:
         modules=[sys.modules[__name__]],
         backbone=backbone,
         blocks=blocks,
-        estimators={str(k): ESTIMATORS[k] for k in offsets_wanted},
+        estimators={str(k): estimators_of(backbone)[k] for k in offsets_wanted},
         drawn=drawn,
     )
 
@@ -82,7 +94,7 @@ def marginal_scores(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> p
             labels=labels,
             name=backbone.name,
             offset=offset,
-            estimator=ESTIMATORS[offset],
+            estimator=estimators_of(backbone)[offset],
         )
         for offset in offsets_wanted
     ]

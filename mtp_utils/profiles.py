@@ -1,12 +1,17 @@
 """The sizes a run can have: frozen dataclasses, so a misspelt field or name raises instead of being ignored."""
 
+import hashlib
+import json
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 LADDER = tuple(f"ladder/w{width}" for width in (16, 32, 64, 128, 256))
 SEEDS = tuple(f"ladder/w{width}-seed{seed}" for width in (16, 32, 64) for seed in (1, 2))
 TWINNED, TWINS = "ladder/w128", ("ladder/w128-mtp", "ladder/w128-offset2")  # one shape and tokens: NTP, MTP loss, offset 2
 CORPORA = ("translation", "code", "prose")
+TEXT = "text"  # the corpus that is the user's own file
+OWN = "MTP_OWN"  # environment: own_of as JSON, from the runner to the kernels
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Profile:
         """The three largest backbones: measured on all label sources, and layer by layer."""
         return self.backbones[-3:]
 
+    @property
+    def judges(self) -> bool:
+        """Whether there is enough of it for a verdict; the smoke profile has too few documents."""
+        return not self.name.startswith("smoke")
+
 
 FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
 EVERY = (2, 3, 4)
@@ -63,8 +73,31 @@ PROFILES = {
 
 
 def get_profile(value: str | None = None) -> Profile:
-    """The profile called `value`, else the one `MTP_PROFILE` names, else smoke; an unknown name raises ValueError."""
+    """The profile called `value`, else the one `MTP_PROFILE` names, else smoke; with the user's backbones and text where the
+    runner was given any. An unknown name raises ValueError."""
     name = value or os.environ.get("MTP_PROFILE") or "smoke"
-    if name not in PROFILES:
+    base, _, own = name.partition("+")
+    if base not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; there are {', '.join(PROFILES)}")
-    return PROFILES[name]
+    found = with_own(PROFILES[base], **own_of())
+    if own and found.name != name:
+        raise ValueError(f"profile {name!r} is a run with --backbone or --text, and they are not given: start reproduce.sh")
+    return found
+
+
+def own_of() -> dict:
+    """What --backbone and --text gave: backbones (name -> directory or hub name), text (absolute path or None)."""
+    return json.loads(os.environ.get(OWN) or "{}") or {"backbones": {}, "text": None}
+
+
+def with_own(profile: Profile, backbones: dict[str, str], text: str | None) -> Profile:
+    """The profile with these backbones, small to large, in place of the ladder and its twins, and with this text in place of the
+    corpora; its results have a folder of their own."""
+    if not backbones and not text:
+        return profile
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", os.path.basename([text, *backbones][-1])).strip("-")[:24]
+    name = f"{profile.name}+{slug}-{hashlib.sha256(json.dumps([backbones, text]).encode()).hexdigest()[:6]}"
+    found = replace(profile, name=name, corpora=(TEXT,) if text else profile.corpora)
+    if backbones:
+        found = replace(found, backbones=tuple(backbones), extra_seeds=(), twinned=None, twins=(), joint=None)
+    return found

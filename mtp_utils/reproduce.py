@@ -7,13 +7,15 @@ was given exist before it installs anything.
 import argparse
 import contextlib
 import hashlib
+import json
+import os
 import sys
 import uuid
 from pathlib import Path
 
 from . import paths
 from .execute import Stop, exclusive, finished, run_notebook
-from .profiles import PROFILES, Profile
+from .profiles import OWN, PROFILES, Profile, with_own
 
 COMMANDS = ("check", "publish", "test", "setup")  # the last two are reproduce.sh's own
 FAILED, UNKNOWN_WORD, INTERRUPTED = 1, 2, 130
@@ -30,15 +32,29 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser("reproduce.sh", description="Run the notebooks and draw every figure.", allow_abbrev=False)
     parser.add_argument("word", nargs="?", default="default", help=f"{', '.join((*PROFILES, *COMMANDS))}")
     parser.add_argument("--only", nargs="+", metavar="NN", help="run these notebooks alone, by their numbers")
+    own = "these models, small to large, instead of the ladder"
+    parser.add_argument("--backbone", nargs="+", default=[], metavar="DIR_OR_NAME", help=own)
+    parser.add_argument("--text", metavar="FILE", help="this text in place of the corpora")
     parser.add_argument("--force", action="store_true", help="measure again what these notebooks had measured")
     parser.add_argument("--list", action="store_true", help="say which notebooks there are, and run nothing")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(f"unknown {' '.join(unknown)}; there are --only NN ..., --force and --list")
+        parser.error(f"unknown {' '.join(unknown)}; there are --only NN ..., --backbone NAME ..., --text FILE, --force and --list")
     if args.word not in (*PROFILES, *COMMANDS):
         parser.error(f"unknown word {args.word!r}; there are {', '.join((*PROFILES, *COMMANDS))}")
-    if args.word in COMMANDS and (args.only or args.force or args.list):
-        parser.error(f"{args.word} takes no flags; --only, --force and --list go with {', '.join(PROFILES)}")
+    if args.word in COMMANDS and (args.only or args.force or args.list or args.backbone or args.text):
+        parser.error(f"{args.word} takes no flags; --only, --backbone, --text, --force and --list go with {', '.join(PROFILES)}")
+    if args.text and not Path(args.text).is_file():
+        parser.error(f"--text {args.text} is no file")
+    args.text = args.text and str(Path(args.text).resolve())
+    named = {}
+    for given in args.backbone:
+        folder = Path(given).expanduser().resolve()
+        name = f"own/{folder.name}" if folder.is_dir() else given
+        if name in named:
+            parser.error(f"--backbone: two are called {name}; rename one directory")
+        named[name] = str(folder) if folder.is_dir() else given
+    args.backbone = named
     numbers = [p.name[:2] for p in all_notebooks()]
     args.only = [n.zfill(2) for n in args.only or ()]
     if unknown := [n for n in args.only if n not in numbers]:
@@ -70,7 +86,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.list:
             print("\n".join(p.stem for p in chosen))
             return 0
-        run_all(chosen, PROFILES[args.word], args.force)
+        profile = with_own(PROFILES[args.word], args.backbone, args.text)
+        if profile.name != args.word:
+            os.environ[OWN] = json.dumps({"backbones": args.backbone, "text": args.text})
+            look_over(profile)
+        run_all(chosen, profile, args.force)
     except Stop as stop:
         print(f"reproduce.sh: {stop}", file=sys.stderr)
         return stop.code
@@ -101,7 +121,32 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
     for stem, entry in entries.items():
         verdicts = ", ".join(entry["verdicts"]) or "-"
         print(f"{stem:30} {entry['seconds']:8.1f} {len(entry['figures']):8}  {verdicts}")
+    for stem, entry in entries.items():
+        for line in entry.get("skipped", ()):
+            print(f"{stem[:2]} left out {line}")
     print(f"\nfigures: {paths.figures(profile.name)}")
+
+
+def look_over(profile: Profile) -> None:
+    """Load the backbones and cut the text once, before any long work; Stop where they cannot be measured together."""
+    from . import blocks
+    from .backbones import load_backbone
+
+    kinds = {}
+    try:
+        for name in profile.backbones:
+            b = load_backbone(name)
+            most = getattr(b.model.config.get_text_config(), "max_position_embeddings", None) or blocks.CONTEXT + profile.horizon
+            print(f"{b.name}: {b.n_params:,} parameters, {b.n_params_total:,} with embeddings", flush=True)
+            if most < blocks.CONTEXT + profile.horizon:
+                raise ValueError(f"{name} reads {most} tokens; {blocks.CONTEXT + profile.horizon} are needed")
+            kinds.setdefault(b.tokenizer.backend_tokenizer.to_str(), b)
+        if len(kinds) > 1:
+            raise ValueError(f"{' and '.join(b.name for b in kinds.values())} have different tokenizers; run each by itself")
+        text = blocks.evaluation_text(profile, next(iter(kinds.values())).tokenizer)
+        print(", ".join(f"{corpus}: {len(part.documents)} documents" for corpus, part in text.items()), flush=True)
+    except ValueError as error:
+        raise Stop(str(error), UNKNOWN_WORD) from error
 
 
 def _prepare(notebooks: list[Path], profile: Profile, force: bool) -> None:

@@ -34,7 +34,7 @@ class Run:
         self.number = self.notebook[:2]
         self.sentinel = paths.notebooks(self.profile.name) / f"{self.notebook}.finished.json"
         self._started = time.monotonic()
-        self._figures, self._tables, self._verdicts = [], [], []
+        self._figures, self._tables, self._verdicts, self._skipped = [], [], [], []
 
     def measure(
         self, stem: str, function: Callable[..., pd.DataFrame], *, modules: Iterable[ModuleType], **arguments
@@ -75,6 +75,11 @@ class Run:
         records.write_table(folder / f"{stem}.csv", table, record | {"provenance": self._stamp()})
         self._figures.append(stem)
 
+    def skip(self, what: str, reason: str) -> None:
+        """Say that a part is left out, and why: here, and in the table at the end of the run."""
+        self._skipped.append(f"{what}: {reason}")
+        print(f"skipped: {what}: {reason}")
+
     def verdict(self, verdict) -> str:
         """Keep a claim's verdict for the scorecard, and return the sentence that says it.
 
@@ -83,7 +88,7 @@ class Run:
         """
         if verdict.claim not in artifacts.CLAIMS:
             raise ValueError(f"unknown claim {verdict.claim!r}; there are {', '.join(artifacts.CLAIMS)}")
-        if self.profile.name == "smoke":
+        if not self.profile.judges:
             return "smoke profile: no verdicts"
         row = {name: getattr(verdict, name) for name in artifacts.VERDICT_COLUMNS}
         self._verdicts.append(row | {"seeds": _seeds(row["seeds"])})
@@ -97,6 +102,7 @@ class Run:
         artifacts.write_scorecard(profile)
         artifacts.write_manifest(profile)
         entry = {"figures": self._figures, "tables": self._tables, "verdicts": [v["verdict"] for v in self._verdicts]}
+        entry["skipped"] = self._skipped
         entry |= {"run": os.environ.get("MTP_RUN", ""), "seconds": self._seconds()}
         records.write_json(self.sentinel, self._origin() | entry)
         print(f"{self.notebook}: {len(self._figures)} figures, {len(self._verdicts)} verdicts, {self._seconds()} s")
