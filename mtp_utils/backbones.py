@@ -43,7 +43,7 @@ def available_backbones() -> list[str]:
 def load_backbone(
     name: str, revision: str | None = None, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Backbone:
-    """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (with its revision).
+    """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (revision: here or as `name@revision`).
 
     On the accelerator if there is one, unless `device` says otherwise. Safetensors only, no remote code, always an explicit
     dtype. Raises ValueError that names what was asked, what is available and what to do: an unknown rung, a changed file,
@@ -57,6 +57,8 @@ def load_backbone(
         folder, source = Path(name).expanduser().resolve(), "directory"
     else:
         folder, source = name, "hub"
+        if revision is None and "@" in name:
+            folder, revision = name.split("@", 1)
     try:
         where = {"revision": revision} if source == "hub" else {"local_files_only": True}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **where)

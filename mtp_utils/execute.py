@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import paths
+from . import paths, ranks
 from .profiles import Profile
 
 BUSY = 3  # exit code
@@ -51,16 +51,19 @@ def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+    from .artifacts import source_sha256
+
     if "profile" not in papermill.inspect_notebook(_escape(path)):
         raise Stop(f"{path.name} has no `profile` in a cell tagged `parameters`")
     folder = paths.notebooks(profile.name)
-    output = folder / f"{path.stem}.tmp.ipynb"
-    failed = folder / f"{path.stem}.failed.ipynb"
-    for earlier in (failed, folder / path.name, folder / f"{path.stem}.finished.json"):
+    mine = "" if ranks.first() else f".{ranks.number()}"  # every process has a copy, and the first one's is kept
+    output = folder / f"{path.stem}{mine}.tmp.ipynb"
+    failed = folder / f"{path.stem}{mine}.failed.ipynb"
+    for earlier in (failed, *((folder / path.name, folder / f"{path.stem}.finished.json") if ranks.first() else ())):
         earlier.unlink(missing_ok=True)
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it has to say stands in our one line
-    started = time.monotonic()
-    with _Display(path, folder / ".progress") as display:
+    started, source = time.monotonic(), source_sha256(path.stem)
+    with _Display(path, folder / f".progress{mine}") as display:
         os.environ |= {"MTP_RUN": run_id, "MTP_PROGRESS_FILE": str(display.file), "JUPYTER_PREFER_ENV_PATH": "1"}
         try:
             papermill.execute_notebook(
@@ -75,13 +78,18 @@ def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
             reason = f"a cell took longer than the {profile.timeout_s} s of profile {profile.name}"
         except DeadKernelError:
             reason = "its kernel died (out of memory?)"
-    entry = finished(path, profile, run_id, output)
+    if source_sha256(path.stem) != source:
+        reason = reason or "it was edited while it ran: start again"
+    entry = finished(path, profile, run_id, output) if ranks.first() else {}
     if reason or entry is None:
         with contextlib.suppress(FileNotFoundError):
             os.replace(output, failed)
         raise Stop(f"{path.stem} failed, {reason or 'it ended before its last cell, run.finish()'}; see {failed}")
-    _strip(output)
-    os.replace(output, folder / path.name)
+    if ranks.first():
+        _strip(output)
+        os.replace(output, folder / path.name)
+    else:
+        output.unlink()
     return entry | {"seconds": round(time.monotonic() - started, 1)}
 
 

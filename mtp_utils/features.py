@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from . import paths
+from . import paths, ranks
 from .backbones import Backbone
 from .expansion import children
 from .marginal import engine_to_use, one_token
@@ -58,12 +58,16 @@ class FrozenFeatures:
     def _compute(self, dtype) -> np.ndarray:
         model = self.backbone.model
         found = state_array((len(self.layers), *self.tokens.shape, model.config.get_text_config().hidden_size), dtype)
-        for start in progress(range(0, len(self.tokens), BLOCKS), f"features {self.backbone.name}"):
-            part = self.tokens[start : start + BLOCKS].to(self.device)
+
+        def states(part: slice) -> list[np.ndarray]:
+            ids = self.tokens[part].to(self.device)
             with torch.no_grad():
-                hidden = model.base_model(input_ids=part, output_hidden_states=True, use_cache=False).hidden_states
-            for i, layer in enumerate(self.layers):
-                found[i, start : start + BLOCKS] = _fitting(hidden[layer], dtype)
+                hidden = model.base_model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+            return [_fitting(hidden[layer], dtype) for layer in self.layers]
+
+        for part, values in _shared(len(self.tokens), states, f"features {self.backbone.name}"):
+            for i, x in enumerate(values):
+                found[i, part] = x
         return found
 
 
@@ -89,11 +93,33 @@ def _sampled_paths(backbone: Backbone, tokens: torch.Tensor, horizon: int, strea
     model = backbone.model
     drawn = torch.empty(*tokens.shape, horizon, dtype=torch.int64)
     states = state_array((*tokens.shape, horizon, model.config.get_text_config().hidden_size), dtype)
-    for start in progress(range(0, len(tokens), BLOCKS), f"paths {backbone.name}"):
-        part = tokens[start : start + BLOCKS].to(model.device)
-        seeds = torch.tensor([[seed_for(f"{stream}/{start + r}/{t}") for t in range(part.shape[1])] for r in range(len(part))])
-        _draw(model, part, horizon, seeds, drawn[start : start + BLOCKS], states[start : start + BLOCKS])
+
+    def paths_of(part: slice) -> tuple[torch.Tensor, np.ndarray]:
+        ids = tokens[part].to(model.device)
+        seeds = torch.tensor([[seed_for(f"{stream}/{r}/{t}") for t in range(ids.shape[1])] for r in range(part.start, part.stop)])
+        found = torch.empty(*ids.shape, horizon, dtype=torch.int64), np.empty((*ids.shape, horizon, states.shape[-1]), dtype)
+        _draw(model, ids, horizon, seeds, *found)
+        return found
+
+    for part, values in _shared(len(tokens), paths_of, f"paths {backbone.name}"):
+        drawn[part], states[part] = values
     return Paths(drawn, states)
+
+
+def _shared(n: int, compute, description: str):
+    """Yield (part, compute(part)) for slices of BLOCKS of n blocks; every process computes some of them and has them all."""
+    for start in progress(range(0, n, BLOCKS * ranks.count()), description):
+        parts = [slice(a, min(a + BLOCKS, n)) for a in range(start, min(start + BLOCKS * ranks.count(), n), BLOCKS)]
+        values = None
+        if ranks.number() < len(parts):
+            try:
+                values = compute(parts[ranks.number()])
+            except OverflowError as error:  # the others are waiting: say it to them too
+                values = error
+        found = ranks.gather(values)[: len(parts)]
+        if error := next((x for x in found if isinstance(x, OverflowError)), None):
+            raise error
+        yield from zip(parts, found, strict=True)
 
 
 def _draw(model, ids: torch.Tensor, horizon: int, seeds: torch.Tensor, drawn: torch.Tensor, states: np.ndarray) -> None:

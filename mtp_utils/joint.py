@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 
-from . import blocks, paths
+from . import blocks, paths, ranks
 from .backbones import Backbone, unembed
 from .features import FrozenFeatures
 from .heads import Heads, HeadSpec
@@ -24,7 +24,7 @@ from .loop import checkpoint, rate_at, restore
 from .offsets import labels_at, predictions_at
 from .records import fingerprint, measurement_key
 from .runtime import progress
-from .training import NUMBERS, Training, combine, head_groups, over_blocks, plan, step_losses
+from .training import NUMBERS, Training, averaged, combine, head_groups, over_blocks, plan, share_of, step_losses
 
 SAVE_EVERY, SAVE_SHARE = 60.0, 0.05  # seconds between checkpoints, and the most of the time that saving may take
 
@@ -137,8 +137,8 @@ def joint_training(
         for group in optimizer.param_groups:
             at = (step - warm, steps - warm) if group.get("backbone") else (step, steps)
             group["lr"] = rate_at(*at, group["peak"]) if at[0] >= 0 else 0.0
-        mine = order[step][accelerator.process_index :: accelerator.num_processes]
-        losses = joint_losses(together, features, mine, how, accelerator.backward)
+        mine = share_of(order[step])
+        losses = averaged(joint_losses(together, features, mine, how, accelerator.backward))
         norms = [combine(accelerator, list(together.heads.of(k).values())) for k in offsets]
         norms.append(combine(accelerator, list(together.trained.values())))
         if not np.isfinite([*losses, *norms]).all():
@@ -154,7 +154,7 @@ def joint_training(
             seen["validation"].append(losses_on(together, validation, how))
             if not spec or np.mean(seen["validation"][-1][1:]) < np.mean(seen["validation"][seen["kept"]][1:]):
                 seen["kept"], together.best = len(seen["validation"]) - 1, together.arrays()
-        if (now := time.monotonic()) - saved >= pause:
+        if (now := time.monotonic()) - saved >= pause and ranks.first():
             checkpoint(together, optimizer, path, step + 1, seen, settings)
             saved = time.monotonic()
             pause = max(SAVE_EVERY, (saved - now) / SAVE_SHARE)

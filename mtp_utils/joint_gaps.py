@@ -9,7 +9,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from . import arms, gaps, joint, scoring
+from . import arms, gaps, joint, ranks, scoring
 from .backbones import Backbone, unembed
 from .features import BLOCKS, FrozenFeatures
 from .heads import HeadSpec
@@ -33,7 +33,8 @@ def joint_arm(run, where: arms.Bench, spec: HeadSpec | None, how: Joint) -> tupl
         modules=[joint],
         **given,
     )
-    joint.checkpoint_path(**given).unlink(missing_ok=True)
+    if ranks.first():
+        joint.checkpoint_path(**given).unlink(missing_ok=True)
     backbone = joint.trained_backbone(where.backbone, arrays, how, f"{where.backbone.name}+{name}-{digest}")
     return arms.Arm(spec, how, arrays, f"{name}-{digest}"), backbone
 

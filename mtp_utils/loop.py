@@ -4,15 +4,17 @@ Checkpoints are safetensors with the step and the loss curve in their metadata; 
 last one, and a folder that holds a run of other settings is refused.
 """
 
+import hashlib
 import json
 import math
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import AutoTokenizer
 
@@ -113,17 +115,33 @@ def checkpoint(parts, optimizer, path: Path, step: int, curve, settings: dict) -
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v.contiguous() for k, v in state.items()}
     metadata = {"step": str(step), "curve": json.dumps(curve), "settings": json.dumps(settings)}
-    write_atomic(path, save(tensors, metadata=metadata))
+    write_atomic(path, save(tensors, metadata=metadata | {"sha256": _digest(tensors, metadata)}))
+
+
+def _digest(tensors: dict, metadata: dict) -> str:
+    """sha256 of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def restore(parts, optimizer, path: Path, settings: dict) -> tuple[int, list | dict]:
-    """Put `parts` and `optimizer` where `checkpoint` left them; returns its step and curve, (0, []) where there is none."""
+    """Put `parts` and `optimizer` where `checkpoint` left them; returns its step and curve, (0, []) where there is none, or a
+    damaged one, which is not trusted."""
     if not path.exists():
         return 0, []
     state = optimizer.state_dict()
-    with safe_open(path, "pt") as file:
-        tensors = {k: file.get_tensor(k) for k in file.keys()}
-        metadata = file.metadata()
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            metadata = file.metadata() or {}
+        sound = metadata.pop("sha256", None) == _digest(tensors, metadata)
+    except (SafetensorError, ValueError):
+        sound = False
+    if not sound:
+        warnings.warn(f"{path} is cut short or altered: training begins anew", stacklevel=2)
+        return 0, []
     require_same(settings, json.loads(metadata["settings"]), path)
     parts.load_state_dict({k.removeprefix("parts."): v for k, v in tensors.items() if k.startswith("parts.")})
     for key, value in tensors.items():

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import controls, offsets, records, scoring
+from . import controls, offsets, ranks, records, scoring
 from .marginal import future_log_probs, future_tokens
 from .rows import one_prefix
 from .scoring import Labels, Tokenizer, estimator_name, parts_of, positions_of, score, seeds_of
@@ -125,7 +125,7 @@ def ntp_table(backbone, blocks) -> pd.DataFrame:
             (backbone.name, blocks.corpus, blocks.documents[r], float(m), int(n))
             for r, m, n in zip(part.tolist(), means, counts, strict=True)
         ]
-    return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "cross_entropy", "n_tokens"])
+    return pd.DataFrame(scoring.gathered(rows), columns=["backbone", "corpus", "document", "cross_entropy", "n_tokens"])
 
 
 def label_table(blocks, drawn: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -180,7 +180,8 @@ def marginal_arrays(backbone, blocks, estimators: dict[str, dict], drawn: tuple[
                 )
                 for name, values in _of_positions(f, wanted).items():
                     found.setdefault(f"{name}.{k}", []).append(values.cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+    shares = [x for x in ranks.gather(found) if x]  # a process may have no rows
+    return {name: np.concatenate([part for x in shares for part in x[name]]) for name in shares[0]}
 
 
 def _of_positions(f, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -211,7 +212,7 @@ def marginal_table(marginal, labels: Labels, name: str, offset: int, estimator: 
 def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
     """At offset 2, each estimator against the exact sum on the same positions: error of the distribution (total
     variation), of the cross-entropy, H and I, captured mass, certified share, agreement of the arg-max, candidates."""
-    frames = []
+    frames = {}
     data = offsets.labels_of(blocks.tokens, blocks.scored, 2)
     keys, seeds = positions_of(blocks), seeds_of("truncation", blocks)
     for part in parts_of(blocks, f"truncation {backbone.name} {blocks.corpus}"):
@@ -230,7 +231,7 @@ def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
             for which, scale in scored.items():
                 values = (log_probs.exp() / torch.as_tensor(scale).expand_as(captured)[:, None]).log()
                 known = found.conditional_entropy[wanted] / scale
-                frames.append(
+                frames.setdefault((estimator_name(2, estimator), which), []).append(
                     keys[here].assign(
                         backbone=backbone.name,
                         estimator=estimator_name(2, estimator),
@@ -249,7 +250,8 @@ def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
                         candidates=found.num_candidates[wanted].double().numpy(),
                     )
                 )
-    return pd.concat(frames, ignore_index=True)
+    shares = [x for x in ranks.gather(frames) if x]
+    return pd.concat([part for name in shares[0] for x in shares for part in x[name]], ignore_index=True)
 
 
 def _outside(log_s: torch.Tensor, log_m: torch.Tensor, captured: torch.Tensor, margin: float = 1e-5) -> torch.Tensor:

@@ -4,9 +4,10 @@ Everything but the attention is token-wise and run by the model's own code, on o
 as many as its work wants, the LM head over as many as its logits allow.
 """
 
+import dataclasses
 import math
+import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -18,7 +19,7 @@ from mtp_utils.backbones import unembed, unembeds
 KEPT_BYTES = 256 * 2**20  # keys and values of the tree that may be held at once
 
 
-@dataclass
+@dataclasses.dataclass
 class Budget:
     """Bytes of logits at once; candidates of one pass, and numbers of its hidden layer; queries of one attention call."""
 
@@ -110,17 +111,32 @@ class Packed:
         parts, (body, head) = [], self.step
         for layer in self.layers:
             layer.keep = keep
-        for start, stop in evenly(0, len(level.root), body if level.depth else head):
+        todo = evenly(0, len(level.root), body if level.depth else head)
+        while todo:
+            start, stop = todo.pop(0)
             if level.depth == 0:
                 yield start, stop, self.logits[level.root[start:stop]]
                 continue
-            found = self.forward(level, start, stop)
+            try:
+                found = self.forward(level, start, stop)
+            except torch.OutOfMemoryError as error:
+                todo = self.halved(start, len(level.root), stop - start, error)
+                continue
             if keep:
                 parts.append([layer.fresh for layer in self.layers])
             for first, last in evenly(start, stop, head):
                 here = found[:, first - start : last - start]
                 yield first, last, (unembed(self.model, here) if self.split else here)[0]
         level.kv = [tuple(torch.cat(x, 1) for x in zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
+
+    def halved(self, start, stop, size, error):
+        """What is left to do, in passes of half the size, which is that of later ones too; the error where there is no half."""
+        if size == 1:
+            raise MemoryError("one candidate does not fit into the device's memory beside the model and its prefix") from error
+        self.budget = dataclasses.replace(self.budget, tokens=size // 2, logits=self.budget.logits // 2)
+        torch.accelerator.empty_cache()
+        warnings.warn(f"out of memory: passes of {size // 2} candidates from here on", stacklevel=3)
+        return evenly(start, stop, size // 2)
 
     def forward(self, level, start, stop):
         """The last states (1, n, d) of some candidates, or their logits (1, n, V) where the LM head is not run apart."""

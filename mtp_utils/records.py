@@ -22,12 +22,12 @@ from types import ModuleType
 import pandas as pd
 from safetensors.numpy import load, save
 
-from . import paths
+from . import paths, ranks
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy", "pandas")
 # These decide where and how a run happens or how its result looks, not what is measured.
 NOT_MEASURING = {"artifacts", "claims", "execute", "paths", "plots", "profiles", "publish", "records", "reproduce"}
-NOT_MEASURING |= {"run", "runtime", "style", "head_claims", "head_plots"}
+NOT_MEASURING |= {"ranks", "run", "runtime", "style", "head_claims", "head_plots"}
 
 
 def measured(
@@ -84,8 +84,8 @@ def measured_arrays(
 def _stored(path: Path, read: Callable, write: Callable, function: Callable, modules, provenance, arguments):
     key = measurement_key(function, modules, arguments)
     stored = read(path, key)
-    if stored is not None:
-        return stored
+    if ranks.first_says(stored is not None):  # the others may look while the first one writes
+        return stored if stored is not None else read(path, key)
     started = time.monotonic()
     result = function(**arguments)
     record = {
@@ -96,7 +96,9 @@ def _stored(path: Path, read: Callable, write: Callable, function: Callable, mod
         "seconds": round(time.monotonic() - started, 3),
         "provenance": provenance or {},
     }
-    write(path, result, record)
+    if ranks.first():
+        write(path, result, record)
+    ranks.gather(None)
     return read(path, key)
 
 

@@ -13,7 +13,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from . import paths
+from . import paths, ranks
 from .execute import Stop, exclusive, finished, run_notebook
 from .profiles import OWN, PROFILES, Profile, with_own
 
@@ -33,13 +33,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("word", nargs="?", default="default", help=f"{', '.join((*PROFILES, *COMMANDS))}")
     parser.add_argument("--only", nargs="+", metavar="NN", help="run these notebooks alone, by their numbers")
     own = "these models, small to large, instead of the ladder"
-    parser.add_argument("--backbone", nargs="+", default=[], metavar="DIR_OR_NAME", help=own)
+    parser.add_argument("--backbone", nargs="+", default=[], metavar="NAME", help=own)
     parser.add_argument("--text", metavar="FILE", help="this text in place of the corpora")
     parser.add_argument("--force", action="store_true", help="measure again what these notebooks had measured")
     parser.add_argument("--list", action="store_true", help="say which notebooks there are, and run nothing")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(f"unknown {' '.join(unknown)}; there are --only NN ..., --backbone NAME ..., --text FILE, --force and --list")
+        known = "--only NN ..., --backbone NAME ..., --text FILE, --force and --list"
+        parser.error(f"unknown {' '.join(unknown)}; there are {known}")
     if args.word not in (*PROFILES, *COMMANDS):
         parser.error(f"unknown word {args.word!r}; there are {', '.join((*PROFILES, *COMMANDS))}")
     if args.word in COMMANDS and (args.only or args.force or args.list or args.backbone or args.text):
@@ -59,10 +60,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.only = [n.zfill(2) for n in args.only or ()]
     if unknown := [n for n in args.only if n not in numbers]:
         parser.error(f"no notebook {' '.join(unknown)}; there are {' '.join(numbers) or 'none yet'}")
-    if args.word in PROFILES and PROFILES[args.word].needs_hub and not args.list:
+    if args.word in PROFILES and PROFILES[args.word].needs_hub and not args.list and not args.backbone:
         local = ", ".join(name for name, p in PROFILES.items() if not p.needs_hub)
-        parser.error(f"{args.word} needs models and texts of the hub, which notebooks {' '.join(numbers)} do not read "
-                     f"yet; they run with {local}")  # fmt: skip
+        parser.error(f"{args.word} has no list of models yet: name some by --backbone; without any there are {local}")
     return args
 
 
@@ -74,6 +74,10 @@ def all_notebooks() -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     """Do what the command line says and return the exit code; errors are one line on stderr."""
     args = parse(sys.argv[1:] if argv is None else argv)
+    if ranks.count() > 1:
+        ranks.meet(cpu=True)
+        if not ranks.first():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (one of them speaks, for as long as the process lives)
     try:
         if args.word in ("test", "setup"):
             raise Stop(f"{args.word} is a word of reproduce.sh: ./reproduce.sh {args.word}", UNKNOWN_WORD)
@@ -108,15 +112,19 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
     """Run the notebooks one after another and print a table of what they made; the first failure ends the run."""
     if not notebooks:
         raise Stop(f"no notebooks in {paths.NOTEBOOKS}")
-    with exclusive(paths.build(profile.name)):
-        _prepare(notebooks, profile, force)
-        run_id, entries = _run_id(profile, force), {}
+    with exclusive(paths.build(profile.name)) if ranks.first() else contextlib.nullcontext():
+        if ranks.first():
+            _prepare(notebooks, profile, force)
+        run_id, entries = ranks.first_says(_run_id(profile, force) if ranks.first() else ""), {}
         for i, path in enumerate(notebooks, 1):
             print(f"[{i}/{len(notebooks)}] {path.stem}", end="", flush=True)
-            entry = finished(path, profile, run_id)
+            entry = ranks.first_says(finished(path, profile, run_id))
             print(" (finished before the interruption)" if entry else "", flush=True)
+            _port_of(i)
             entries[path.stem] = entry or run_notebook(path, profile, run_id)
-        (paths.build(profile.name) / ".unfinished").unlink()
+            ranks.gather(None)  # all have come to the end of it
+        if ranks.first():
+            (paths.build(profile.name) / ".unfinished").unlink()
     print(f"\n{'notebook':30} {'seconds':>8} {'figures':>8}  verdicts")
     for stem, entry in entries.items():
         verdicts = ", ".join(entry["verdicts"]) or "-"
@@ -125,6 +133,13 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
         for line in entry.get("skipped", ()):
             print(f"{stem[:2]} left out {line}")
     print(f"\nfigures: {paths.figures(profile.name)}")
+
+
+def _port_of(i: int) -> None:
+    """Where the kernels of the i-th notebook meet: each notebook's on a port of its own, away from the runners' store."""
+    if ranks.count() > 1:
+        base = int(os.environ.setdefault("MTP_PORT", os.environ["MASTER_PORT"]))
+        os.environ |= {"MASTER_PORT": str(base + i), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
 def look_over(profile: Profile) -> None:

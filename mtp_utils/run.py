@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pandas as pd
 
-from . import artifacts, paths, records
+from . import artifacts, paths, ranks, records
 from .profiles import Profile
 
 SHORTEST_ALT = 40  # characters; less than that describes no figure
@@ -65,6 +65,9 @@ class Run:
         alt = " ".join(alt.split())
         if len(alt) < SHORTEST_ALT:
             raise ValueError(f"alt text of {stem}: {len(alt)} characters, at least {SHORTEST_ALT} are needed")
+        self._figures.append(stem)
+        if not ranks.first():
+            return
         folder = paths.figures(self.profile.name)
         outputs = {}
         for kind in ("png", "svg"):
@@ -73,7 +76,6 @@ class Run:
             outputs[kind] = records.sha256(data)
         record = {"stem": stem, **self._origin(), "alt": alt, "outputs": outputs, "tables": list(self._tables)}
         records.write_table(folder / f"{stem}.csv", table, record | {"provenance": self._stamp()})
-        self._figures.append(stem)
 
     def skip(self, what: str, reason: str) -> None:
         """Say that a part is left out, and why: here, and in the table at the end of the run."""
@@ -96,6 +98,8 @@ class Run:
 
     def finish(self) -> None:
         """Write the verdicts, the manifest, the scorecard, and the entry without which the run does not count."""
+        if not ranks.first():
+            return
         profile = self.profile.name
         self._store_verdicts()
         artifacts.remove_figures(paths.figures(profile), self.number, keep=self._figures)

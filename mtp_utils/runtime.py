@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from . import paths, profiles
+from . import paths, profiles, ranks
 from .run import Run
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "safetensors", "numpy", "scipy", "pandas")
@@ -29,6 +29,8 @@ def start(notebook: str, profile: str | None = None) -> Run:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, so that no fork makes them warn
     chosen = profiles.get_profile(profile)
+    if ranks.count() > 1:
+        ranks.meet()  # before anything lies on a device: each process takes its own
     provenance = environment()
     run = Run(notebook, chosen, provenance | {"profile": chosen.name, "base_seed": 0})
     run.sentinel.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import offsets
+from . import offsets, ranks
 from .expansion import entropy_of
 from .runtime import progress, seed_for
 
@@ -68,6 +68,11 @@ def next_token_losses(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Te
     return (losses * keep).sum(1) / keep.sum(1), keep.sum(1)
 
 
+def gathered(found: list) -> list:
+    """What every process found in its rows, in the order of the rows."""
+    return [x for part in ranks.gather(found) for x in part]
+
+
 def positions_of(blocks) -> pd.DataFrame:
     """document, position of every scored position, row by row: the order of all tables."""
     row, position = np.nonzero(blocks.scored.numpy())
@@ -104,5 +109,6 @@ def seeds_of(stream: str, blocks) -> torch.Tensor:
 
 
 def parts_of(blocks, description: str):
-    rows = torch.arange(len(blocks.tokens))
+    """This process's rows of a text, BATCH at a time."""
+    rows = torch.arange(len(blocks.tokens))[ranks.share(len(blocks.tokens))]
     return progress(list(rows.split(BATCH)), description)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from . import ranks
 from .backbones import unembed
 from .features import FrozenFeatures
 from .heads import Heads, HeadSpec
@@ -70,8 +71,7 @@ def trained_heads(
     for step in progress(range(len(order)), name):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, len(order), group["peak"])
-        mine = order[step][accelerator.process_index :: accelerator.num_processes]
-        losses.append(step_losses(heads, features, mine, training.labels, accelerator.backward))
+        losses.append(averaged(step_losses(heads, features, share_of(order[step]), training.labels, accelerator.backward)))
         norms = [combine(accelerator, list(heads.of(k).values())) for k in spec.offsets]
         if not np.isfinite([*losses[-1], *norms]).all():
             raise FloatingPointError(f"{name}: losses {losses[-1]}, norms {norms} at step {step} (rate {training.rate})")
@@ -94,6 +94,16 @@ def plan(features: FrozenFeatures, spec: HeadSpec, training) -> tuple[np.ndarray
     rng, steps = np.random.default_rng(training.seed), each * training.epochs
     order = np.concatenate([rng.permutation(each * training.blocks) for _ in range(training.epochs)])
     return order.reshape(steps, training.blocks), {round((i + 1) * steps / training.checks) for i in range(training.checks)}
+
+
+def share_of(blocks: np.ndarray) -> np.ndarray:
+    """This process's blocks of a step; all of them where they cannot be shared out evenly."""
+    return blocks[ranks.number() :: ranks.count()] if len(blocks) % ranks.count() == 0 else blocks
+
+
+def averaged(losses: list[float]) -> list[float]:
+    """The mean over the processes."""
+    return np.mean(ranks.gather(losses), axis=0).tolist() if ranks.count() > 1 else losses
 
 
 def combine(accelerator: Accelerator, parameters: list, norm: float = 1.0) -> float:

@@ -141,6 +141,22 @@ def test_pretraining_resumes_to_the_bit(tmp_path, monkeypatch, objective):
         loop.train(spec, 1e-3, tokens, tmp_path / "halves")
 
 
+@pytest.mark.parametrize("damage", ["a bit", "cut short", "empty"])
+def test_a_damaged_checkpoint_is_not_trusted(tmp_path, damage):
+    parts = torch.nn.ModuleDict({"model": torch.nn.Linear(4, 4)})
+    optimizer = torch.optim.AdamW(parts.parameters())
+    path = tmp_path / "checkpoint.safetensors"
+    loop.checkpoint(parts, optimizer, path, 7, [1.0], {"rate": 1e-3})
+    assert loop.restore(parts, optimizer, path, {"rate": 1e-3}) == (7, [1.0])
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes({"a bit": bytes(data), "cut short": bytes(data[: len(data) // 2]), "empty": b""}[damage])
+    before = parts["model"].weight.clone()
+    with pytest.warns(UserWarning, match="cut short or altered"):
+        assert loop.restore(parts, optimizer, path, {"rate": 1e-3}) == (0, [])
+    assert torch.equal(parts["model"].weight, before)
+
+
 def test_a_sweep_keeps_its_trials_and_widens_while_the_best_is_at_an_edge(tmp_path, monkeypatch):
     asked = []
 

@@ -109,6 +109,28 @@ def test_a_model_that_scales_its_logits_is_packed_whole(candidates):
     assert sum(candidates) >= SEQ * VOCAB
 
 
+def test_out_of_memory_halves_the_passes_and_gives_the_same(neox, monkeypatch):
+    ids, mask = batch()
+    whole = future_log_probs(neox, ids, 3, exact=True, attention_mask=mask)
+    seen, forward, largest = [], Packed.forward, 20
+
+    def scarce(self, level, start, stop):
+        seen.append(stop - start)
+        if stop - start > largest:
+            raise torch.OutOfMemoryError("no more")
+        return forward(self, level, start, stop)
+
+    monkeypatch.setattr(Packed, "forward", scarce)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    with pytest.warns(UserWarning, match="out of memory: passes of"):
+        other = future_log_probs(neox, ids, 3, exact=True, attention_mask=mask)
+    assert (whole.log_probs.exp() - other.log_probs.exp()).abs().max() < 1e-12
+    assert sum(n > largest for n in seen) < 8  # the smaller size is remembered
+    largest = 0
+    with pytest.raises(MemoryError, match="one candidate does not fit"), pytest.warns(UserWarning):
+        future_log_probs(neox, ids, 2, exact=True)
+
+
 def test_holes_in_the_mask_are_closed_up(neox):
     ids, mask = batch()
     mask[0, 2] = mask[0, 5] = 0

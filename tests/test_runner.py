@@ -120,6 +120,48 @@ def test_a_build_folder_that_cannot_be_written_is_one_line(runner, tmp_path):
     assert err == f"reproduce.sh: Permission denied: {runner.smoke}\n"
 
 
+def test_a_notebook_edited_while_it_ran_is_not_believed(runner, tmp_path):
+    path = write_notebook(tmp_path, "01_toy", measure("01_slow", "slow"))
+    process = runner.start()
+    wait_for((tmp_path / "slow.pid").exists)
+    path.write_text(path.read_text().replace("# 01_toy", "# 01_toy, edited"))
+    (tmp_path / "go").touch()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "it was edited while it ran: start again" in err
+    code, out, err = runner.run()
+    assert code == 0 and "finished before" not in out, err
+    assert runner.log() == ["slow"]  # its table was whole
+
+
+CLOCK = "import time\nreal = time.time\ntime.time = lambda: real() - 400 * 86400"
+
+
+@pytest.mark.parametrize(
+    ("given", "before"),
+    [
+        ({"HOME": None}, ""),
+        ({"LC_ALL": "C", "LANG": "C"}, ""),
+        ({"LC_ALL": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati"}, ""),
+        ({}, CLOCK),
+    ],
+    ids=["no HOME", "C locale", "other locale and time zone", "clock a year back"],
+)
+def test_home_locale_and_clock_change_no_table(tmp_path, given, before):
+    folder = tmp_path / "ein Ordner mit ü und 木"
+    folder.mkdir()
+    runner = Runner(folder)
+    write_notebook(folder, "01_toy", measure("01_quick", "quick"), measure("01_other", "ä 木"))
+    assert runner.run()[0] == 0
+    tables = [runner.table(stem) for stem in ("01_quick", "01_other")]
+    for name, value in given.items():
+        runner.environment.pop(name, None)
+        if value is not None:
+            runner.environment[name] = value
+    code, out, err = runner.run(before=before)
+    assert code == 0, err
+    assert [runner.table(stem) for stem in ("01_quick", "01_other")] == tables and len(runner.log()) == 3  # "ä 木" is two words
+
+
 def test_force_measures_the_chosen_notebooks_again_and_a_table_says_what_was_made(runner, tmp_path):
     write_notebook(tmp_path, "01_toy", measure("01_a", "a"))
     write_notebook(tmp_path, "02_toy", measure("02_b", "b"))

@@ -1,0 +1,87 @@
+"""What a measurement, a training run and one gradient give, however many processes make them: `python ranks_job.py OUT`.
+
+Started by torchrun it runs in each of them, and the first one writes; see test_ranks.py.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.numpy import save_file
+from tiny_models import VOCAB, tiny_backbone
+
+from mtp_utils import gaps, measures, ranks, training
+from mtp_utils.blocks import Blocks
+from mtp_utils.features import FrozenFeatures
+from mtp_utils.heads import Heads, HeadSpec
+from mtp_utils.joint import Joint, Together, joint_losses, joint_training
+from mtp_utils.records import Arrays
+from mtp_utils.scoring import Labels
+from mtp_utils.training import Training
+
+ROWS, LENGTH = 9, 12
+ESTIMATORS = {"1": {"exact": True}, "2": {"exact": True}, "3": {"top_k": 2, "samples": 8}}
+
+
+def random_tokens(n: int, seed: int) -> torch.Tensor:
+    return torch.randint(VOCAB, (n, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def test_blocks() -> Blocks:
+    """Nine documents, two positions of each."""
+    tokens, names = random_tokens(ROWS, 1), tuple(f"d{i}" for i in range(ROWS))
+    scored = torch.zeros_like(tokens, dtype=torch.bool)
+    scored[:, [4, 7]] = True
+    whole = torch.ones_like(scored)
+    return Blocks("prose", "test", 4, names, names, (None,) * ROWS, tokens, whole, scored, torch.zeros_like(tokens), "text")
+
+
+def results() -> dict[str, np.ndarray]:
+    """Everything that processes share, by name."""
+    torch.set_num_threads(1)
+    found, blocks, backbone = {}, test_blocks(), tiny_backbone(dtype=torch.float64)
+    arrays = measures.marginal_arrays(backbone, blocks, ESTIMATORS, measures.DRAWN)
+    found |= {f"marginal.{n}": x for n, x in arrays.items()}
+    cut = measures.truncation_table(backbone, blocks, [{"top_k": 2}, {"samples": 8}])
+    found |= {f"truncation.{n}": cut[n].to_numpy(float) for n in cut.select_dtypes("number")}
+    found["ntp"] = measures.ntp_table(backbone, blocks)["cross_entropy"].to_numpy()
+    layers = tuple(range(backbone.model.config.num_hidden_layers + 1))
+    text, held_out = (FrozenFeatures(backbone, random_tokens(n, seed), layers, horizon=3) for n, seed in ((20, 2), (3, 3)))
+    found |= {"states": text.states, "paths": text.paths.tokens.numpy()}
+    for labels in training.TRAIN_LABELS:
+        for blocks_a_step in (1, 2):  # one block cannot be shared out: every process does it
+            how = Training(1e-2, 20 * LENGTH, labels=labels, blocks=blocks_a_step)
+            heads = training.trained_heads(text, held_out, HeadSpec("residual", "mix", offsets=(2, 3)), how)
+            found |= {f"heads.{labels}.{blocks_a_step}.{n}": x for n, x in heads.items()}
+    table = measures.label_table(blocks, {source: arrays[f"labels.{source}"] for source in measures.DRAWN})
+    marginals = {k: Arrays({"log_probs": arrays[f"log_probs.{k}"]}, "") for k in (2, 3)}
+    states = FrozenFeatures(backbone, blocks.tokens, layers)
+    gap = gaps.gap_arrays(
+        states, blocks, Labels(table), marginals, Arrays(heads, ""), HeadSpec("residual", "mix", offsets=(2, 3))
+    )
+    found |= {f"gaps.{n}": x for n, x in gap.items()}
+    how = Joint(1e-2, 20 * LENGTH, blocks=2, backbone_rate=0.5, warmup=0.25)
+    both = joint_training(text, held_out, HeadSpec("residual", "mix", offsets=(2, 3)), how)
+    found |= {f"joint.{n}": x for n, x in both.items()}
+    return found | {f"gradient.{n}": x for n, x in gradients(backbone, text).items()}
+
+
+def gradients(backbone, text: FrozenFeatures) -> dict[str, np.ndarray]:
+    """Of one step on four blocks, in float64, before any clipping."""
+    how = Joint(1e-2, 4 * LENGTH, blocks=4)
+    together = Together(backbone, HeadSpec("block", offsets=(2, 3)), how)
+    together.backbone.model.double()
+    together.heads.double()
+    together.free(True)
+    joint_losses(together, text, training.share_of(np.arange(4)), how, torch.Tensor.backward)
+    named = together.trained | dict(together.heads.named_parameters())
+    training.combine(Accelerator(), list(named.values()), norm=1e9)
+    assert isinstance(together.heads, Heads)
+    return {n: p.grad.numpy() for n, p in named.items() if p.grad is not None}
+
+
+if __name__ == "__main__":
+    measured = results()
+    if ranks.first():
+        save_file({n: np.ascontiguousarray(x, dtype=np.float64) for n, x in measured.items()}, sys.argv[1])
