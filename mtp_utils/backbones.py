@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import paths
+from . import hub, paths
 from .profiles import own_of
 from .runtime import choose_device
 
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 PREFIX = "ladder/"
 OWN = "own/"  # and the directory's name: one of those that reproduce.sh --backbone was given
 
@@ -49,24 +50,12 @@ def load_backbone(
     dtype. Raises ValueError that names what was asked, what is available and what to do: an unknown rung, a changed file,
     a directory without a model, no network.
     """
-    if name.startswith(PREFIX):
-        folder, source = _ladder_folder(name), "ladder"
-    elif name in own_of()["backbones"] and name.startswith(OWN):
-        folder, source = Path(own_of()["backbones"][name]), "directory"
-    elif Path(name).expanduser().is_dir():
-        folder, source = Path(name).expanduser().resolve(), "directory"
-    else:
-        folder, source = name, "hub"
-        if revision is None and "@" in name:
-            folder, revision = name.split("@", 1)
+    folder, source = _find(name, revision)
     try:
-        where = {"revision": revision} if source == "hub" else {"local_files_only": True}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **where)
-        tokenizer = AutoTokenizer.from_pretrained(
-            paths.LADDER / "tokenizer" if source == "ladder" else folder, trust_remote_code=False, **where
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **LOCAL)
+        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(folder, source), **LOCAL)
     except (OSError, ValueError) as error:
-        raise ValueError(_explain(name, revision, source, error)) from error
+        raise ValueError(_explain(name, source, error)) from error
     model = model.to(device or choose_device()[0]).eval().requires_grad_(False)
     total = sum(p.numel() for p in model.parameters())
     embeddings = {
@@ -75,11 +64,44 @@ def load_backbone(
         if e is not None
         for p in e.parameters()
     }
-    resolved = getattr(model.config, "_commit_hash", None) if source == "hub" else None
-    fingerprint = f"{name}@{resolved}" if resolved else _digest(Path(folder))
+    resolved = folder.name if source == "hub" else None
+    fingerprint = f"{name}@{resolved}" if resolved else _digest(folder)
     fingerprint += "" if dtype == torch.float32 else f" {dtype}"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
+
+
+def look_at(name: str, revision: str | None = None):
+    """(configuration, tokenizer, bytes of weights) of a backbone, without loading it. Raises ValueError as load_backbone."""
+    folder, source = _find(name, revision)
+    try:
+        config = AutoConfig.from_pretrained(folder, **LOCAL)
+        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(folder, source), **LOCAL)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        if not size:
+            raise ValueError("it has no *.safetensors")
+    except (OSError, ValueError) as error:
+        raise ValueError(_explain(name, source, error)) from error
+    return config, tokenizer, size
+
+
+def _find(name: str, revision: str | None) -> tuple[Path, str]:
+    """The folder with a backbone's files, and what kind of name it has."""
+    if name.startswith(PREFIX):
+        return _ladder_folder(name), "ladder"
+    if name.startswith(OWN) and name in own_of()["backbones"]:
+        return Path(own_of()["backbones"][name]), "directory"
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser().resolve(), "directory"
+    repo, _, pinned = name.partition("@")
+    try:
+        return hub.fetch(repo, "model", hub.MODEL_FILES, revision or pinned or None), "hub"
+    except ValueError as error:
+        raise ValueError(_explain(name, "hub", error)) from error
+
+
+def _tokenizer_folder(folder: Path, source: str) -> Path:
+    return paths.LADDER / "tokenizer" if source == "ladder" else folder
 
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
@@ -144,13 +166,12 @@ def _ladder_folder(name: str) -> Path:
     return folder
 
 
-def _explain(name: str, revision: str | None, source: str, error: Exception) -> str:
-    asked = f"cannot load the backbone {name!r}" + (f" at revision {revision!r}" if revision else "")
+def _explain(name: str, source: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     what = {
         "directory": "the directory must hold config.json, a tokenizer and *.safetensors, as save_pretrained writes them",
-        "hub": "it is no local directory; a hub name needs the network (or a filled cache with HF_HUB_OFFLINE=1) and the "
-        "right spelling, and gated models a login",
+        "hub": "it is no local directory, and of the hub's only models with safetensors are loaded",
         "ladder": "restore the ladder with `git checkout mtp_utils/ladder`",
     }[source]
-    return f"{asked}: {reason} ({what}). Embedded and always available: {', '.join(available_backbones()) or 'none'}"
+    here = ", ".join(available_backbones()) or "none"
+    return f"cannot load the backbone {name!r}: {reason} ({what}). Embedded and always available: {here}"

@@ -89,6 +89,8 @@ def _texts(*names: str) -> list:
     made = Path(__file__).read_text("utf-8"), Path(corpora.__file__).read_text("utf-8"), corpora.translation.fingerprint()
     if corpora.TEXT in names:
         return [*made, corpora.own_pieces()[1]]
+    if not corpora.embedded(names[0]):
+        return [*made, *corpora.hub.fingerprint()]
     return [*made, {p: corpora.version(p) for p in corpora.PACKAGES}, corpora.frozen().get("dropped", {})]
 
 

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 
-from . import paths, profiles, translation
+from . import hub, paths, profiles, translation
 
 CORPORA, TEXT = profiles.CORPORA, profiles.TEXT
 SPLITS = ("pretrain", "heads", "validation", "test")
@@ -69,12 +69,12 @@ class Document:
     pairs: tuple = ()
 
 
-def _unit(text: str) -> float:
+def unit(text: str) -> float:
     return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16) / 16**13
 
 
-def _split(path: str) -> str:
-    u = _unit("split/" + path)
+def split_of(path: str) -> str:
+    u = unit("split/" + path)
     return "pretrain" if u < 0.76 else "heads" if u < 0.84 else "validation" if u < 0.88 else "test"
 
 
@@ -83,8 +83,13 @@ def documents(corpus: str, split: str) -> list[Document]:
     for value, known, what in ((corpus, (*CORPORA, TEXT), "corpus"), (split, SPLITS, "split")):
         if value not in known:
             raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(known)}")
-    dropped = set(frozen().get("dropped", {}).get(corpus, ())) if split in ("validation", "test") else ()
+    dropped = set(frozen().get("dropped", {}).get(corpus, ())) if split in ("validation", "test") and embedded(corpus) else ()
     return [d for d in _all_documents(corpus, split) if d.id not in dropped]
+
+
+def embedded(corpus: str) -> bool:
+    """Whether a corpus is one of those that come with the package, with frozen digests and a list of what was left out."""
+    return corpus in CORPORA and not profiles.own_of()["hub"]
 
 
 def names() -> tuple[str, ...]:
@@ -131,7 +136,7 @@ def own_pieces() -> tuple[tuple[str, ...], str]:
 def _own_documents(split: str) -> list[Document]:
     edges, found = dict(zip(SPLITS, accumulate(OWN_SHARES.values()), strict=True)), []
     for i, piece in enumerate(own_pieces()[0]):
-        u = _unit("own/" + piece)
+        u = unit("own/" + piece)
         if split == next(name for name in SPLITS if u < edges[name] or name == SPLITS[-1]):
             found.append(Document(f"text#{i}", piece, f"text#{i}", ((0, len(piece)),)))
     return found
@@ -140,6 +145,8 @@ def _own_documents(split: str) -> list[Document]:
 def _all_documents(corpus: str, split: str) -> list[Document]:
     if corpus == TEXT:
         return _own_documents(split)
+    if profiles.own_of()["hub"]:
+        return hub.documents(corpus, split)
     return _translation(split) if corpus == "translation" else _from_packages(split)[corpus]
 
 
@@ -195,7 +202,7 @@ def _from_packages(split: str) -> dict[str, list[Document]]:
     held-out text shares with training is `freeze`'s business)."""
     found, seen = {"code": [], "prose": []}, set()
     for name, path in source_files():
-        if _split(name) != split:
+        if split_of(name) != split:
             continue
         try:
             source = path.read_text(encoding="utf-8")
@@ -203,7 +210,7 @@ def _from_packages(split: str) -> dict[str, list[Document]]:
         except (SyntaxError, UnicodeDecodeError, ValueError):  # templates and samples in other encodings
             continue
         texts = {"prose": docstrings(tree)}
-        if _unit("code/" + name) < CODE_SHARE[split]:
+        if unit("code/" + name) < CODE_SHARE[split]:
             texts["code"] = [strip_source(source, tree)]
         for corpus, members in texts.items():
             for i, text in enumerate(members):

@@ -56,6 +56,8 @@ class Profile:
         return not self.name.startswith("smoke")
 
 
+# Pythia's last checkpoints, by size; backbones of a run share a tokenizer, so a newer family is a run with --backbone.
+PYTHIA = tuple(f"EleutherAI/pythia-{s}@step143000" for s in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"))
 FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
 EVERY = (2, 3, 4)
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
@@ -66,8 +68,8 @@ PROFILES = {
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
         Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, joint=LADDER[2]),
-        Profile("hub", backbones=(), needs_hub=True, grid_offsets=EVERY),
-        Profile("hub-large", backbones=(), needs_hub=True, grid_offsets=EVERY),
+        Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], needs_hub=True, grid_offsets=EVERY, timeout_s=10**6),
+        Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], needs_hub=True, grid_offsets=EVERY, timeout_s=10**6),
     )
 }
 
@@ -86,11 +88,12 @@ def get_profile(value: str | None = None) -> Profile:
 
 
 def own_of() -> dict:
-    """What --backbone and --text gave: backbones (name -> directory or hub name), text (absolute path or None)."""
-    return json.loads(os.environ.get(OWN) or "{}") or {"backbones": {}, "text": None}
+    """What --backbone and --text gave: backbones (name -> directory or hub name), text (absolute path or None); and whether the
+    corpora are those of the hub."""
+    return {"backbones": {}, "text": None, "hub": False} | json.loads(os.environ.get(OWN) or "{}")
 
 
-def with_own(profile: Profile, backbones: dict[str, str], text: str | None) -> Profile:
+def with_own(profile: Profile, backbones: dict[str, str], text: str | None, hub: bool = False) -> Profile:
     """The profile with these backbones, small to large, in place of the ladder and its twins, and with this text in place of the
     corpora; its results have a folder of their own."""
     if not backbones and not text:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import paths, ranks
 from .execute import Stop, exclusive, finished, run_notebook
-from .profiles import OWN, PROFILES, Profile, with_own
+from .profiles import OWN, PROFILES, Profile, own_of, with_own
 
 COMMANDS = ("check", "publish", "test", "setup")  # the last two are reproduce.sh's own
 FAILED, UNKNOWN_WORD, INTERRUPTED = 1, 2, 130
@@ -36,15 +36,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--backbone", nargs="+", default=[], metavar="NAME", help=own)
     parser.add_argument("--text", metavar="FILE", help="this text in place of the corpora")
     parser.add_argument("--force", action="store_true", help="measure again what these notebooks had measured")
+    parser.add_argument("--dry-run", action="store_true", help="look for everything the run needs, say so, and stop")
     parser.add_argument("--list", action="store_true", help="say which notebooks there are, and run nothing")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = "--only NN ..., --backbone NAME ..., --text FILE, --force and --list"
+        known = "--only NN ..., --backbone NAME ..., --text FILE, --dry-run, --force and --list"
         parser.error(f"unknown {' '.join(unknown)}; there are {known}")
     if args.word not in (*PROFILES, *COMMANDS):
         parser.error(f"unknown word {args.word!r}; there are {', '.join((*PROFILES, *COMMANDS))}")
-    if args.word in COMMANDS and (args.only or args.force or args.list or args.backbone or args.text):
-        parser.error(f"{args.word} takes no flags; --only, --backbone, --text, --force and --list go with {', '.join(PROFILES)}")
+    if args.word in COMMANDS and (args.only or args.force or args.list or args.dry_run or args.backbone or args.text):
+        flags = "--only, --backbone, --text, --dry-run, --force and --list"
+        parser.error(f"{args.word} takes no flags; {flags} go with {', '.join(PROFILES)}")
     if args.text and not Path(args.text).is_file():
         parser.error(f"--text {args.text} is no file")
     args.text = args.text and str(Path(args.text).resolve())
@@ -60,9 +62,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args.only = [n.zfill(2) for n in args.only or ()]
     if unknown := [n for n in args.only if n not in numbers]:
         parser.error(f"no notebook {' '.join(unknown)}; there are {' '.join(numbers) or 'none yet'}")
-    if args.word in PROFILES and PROFILES[args.word].needs_hub and not args.list and not args.backbone:
-        local = ", ".join(name for name, p in PROFILES.items() if not p.needs_hub)
-        parser.error(f"{args.word} has no list of models yet: name some by --backbone; without any there are {local}")
     return args
 
 
@@ -90,10 +89,14 @@ def main(argv: list[str] | None = None) -> int:
         if args.list:
             print("\n".join(p.stem for p in chosen))
             return 0
-        profile = with_own(PROFILES[args.word], args.backbone, args.text)
-        if profile.name != args.word:
-            os.environ[OWN] = json.dumps({"backbones": args.backbone, "text": args.text})
-            look_over(profile)
+        profile = PROFILES[args.word]
+        if profile.needs_hub or args.backbone or args.text:
+            own = {"backbones": args.backbone, "text": args.text, "hub": profile.needs_hub and not args.text}
+            os.environ[OWN], profile = json.dumps(own), with_own(profile, **own)
+            look_over(profile, args.dry_run)
+        if args.dry_run:
+            plan(chosen, profile)
+            return 0
         run_all(chosen, profile, args.force)
     except Stop as stop:
         print(f"reproduce.sh: {stop}", file=sys.stderr)
@@ -142,26 +145,64 @@ def _port_of(i: int) -> None:
         os.environ |= {"MASTER_PORT": str(base + i), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
-def look_over(profile: Profile) -> None:
-    """Load the backbones and cut the text once, before any long work; Stop where they cannot be measured together."""
-    from . import blocks
-    from .backbones import load_backbone
+def look_over(profile: Profile, dry: bool = False) -> None:
+    """Find the backbones and cut the text once, before any long work; Stop where they cannot be measured together. Dry: what is
+    on the hub is looked for there and not fetched."""
+    from . import blocks, hub
+    from .backbones import look_at
 
-    kinds = {}
+    kinds, needed = {}, blocks.CONTEXT + profile.horizon
     try:
         for name in profile.backbones:
-            b = load_backbone(name)
-            most = getattr(b.model.config.get_text_config(), "max_position_embeddings", None) or blocks.CONTEXT + profile.horizon
-            print(f"{b.name}: {b.n_params:,} parameters, {b.n_params_total:,} with embeddings", flush=True)
-            if most < blocks.CONTEXT + profile.horizon:
-                raise ValueError(f"{name} reads {most} tokens; {blocks.CONTEXT + profile.horizon} are needed")
-            kinds.setdefault(b.tokenizer.backend_tokenizer.to_str(), b)
+            if dry and not Path(own_of()["backbones"].get(name, name)).exists() and not name.startswith("ladder/"):
+                repo, _, revision = name.partition("@")
+                size, missing = hub.to_fetch(repo, "model", hub.MODEL_FILES, revision or None)
+                print(f"{name}: {size / 1e9:.2f} GB, {missing / 1e9:.2f} GB of them to be fetched", flush=True)
+                continue
+            config, tokenizer, size = look_at(name)
+            most = getattr(config.get_text_config(), "max_position_embeddings", None) or needed
+            print(f"{name}: {type(config).__name__}, {size / 1e9:.2f} GB of weights", flush=True)
+            if most < needed:
+                raise ValueError(f"{name} reads {most} tokens; {needed} are needed")
+            kinds.setdefault(tokenizer.backend_tokenizer.to_str(), (name, tokenizer))
         if len(kinds) > 1:
-            raise ValueError(f"{' and '.join(b.name for b in kinds.values())} have different tokenizers; run each by itself")
-        text = blocks.evaluation_text(profile, next(iter(kinds.values())).tokenizer)
+            raise ValueError(f"{' and '.join(name for name, _ in kinds.values())} have different tokenizers; run each by itself")
+        for corpus in profile.corpora if own_of()["hub"] else ():
+            source = hub.SOURCES[corpus]
+            print(f"{corpus}: {source.repo}, about {source.megabytes} MB, licence: {source.licence}", flush=True)
+            if dry:
+                hub.to_fetch(source.repo, "dataset", list(source.files.values()))
+        if not kinds or (dry and own_of()["hub"]):
+            return
+        text = blocks.evaluation_text(profile, next(iter(kinds.values()))[1])
         print(", ".join(f"{corpus}: {len(part.documents)} documents" for corpus, part in text.items()), flush=True)
     except ValueError as error:
         raise Stop(str(error), UNKNOWN_WORD) from error
+
+
+def plan(notebooks: list[Path], profile: Profile) -> None:
+    """Say what the run would do and what it has to do it with."""
+    import shutil
+
+    from .runtime import environment
+
+    here = environment()
+    folder = paths.build(profile.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{profile.name}: {', '.join(p.stem for p in notebooks)}")
+    print(f"{len(profile.backbones)} backbones, {', '.join(profile.corpora)}: {profile.n_documents} documents each, offsets 1 to "
+          f"{profile.horizon}, heads on {profile.head_tokens:,} to {4 * profile.deciding_tokens:,} tokens")  # fmt: skip
+    print(f"on {here['device']} ({here['device_reason']}), {here['threads']} threads, memory {_memory()}; into {folder}, where "
+          f"{shutil.disk_usage(folder).free / 1e9:.0f} GB are free")  # fmt: skip
+
+
+def _memory() -> str:
+    """Of the device that the run would use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return " of ".join(f"{x / 1e9:.0f}" for x in torch.cuda.mem_get_info()) + " GB free"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
 
 
 def _prepare(notebooks: list[Path], profile: Profile, force: bool) -> None:

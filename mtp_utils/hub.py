@@ -1,0 +1,149 @@
+"""Models and texts of the hub: which texts, under which licence, how their rows become documents; and one commit of each.
+
+A name is resolved once: the commit goes into `build/hub.lock.json`, and later runs ask for that one. Files are fetched by
+huggingface_hub, off line from its cache; texts are read by `datasets`. Rehearsed on caches laid out by hand, not on the hub.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import paths
+from .records import read_json, write_json
+
+ROWS = 60_000  # of a dataset's files, at most
+HEADS_SHARE = 0.3  # of its training part; the rest is counted by the controls
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset: its files by part (`train`, `validation`, `test`; or `all`, which is split by hash), the columns that are
+    read, its licence, about how large the files are, and how rows become (text, spans that may be scored)."""
+
+    repo: str
+    files: dict[str, str]
+    columns: tuple[str, ...]
+    licence: str
+    megabytes: int
+    read: Callable[[list[dict]], Iterator[tuple[str, tuple]]]
+
+
+def pairs(rows, at_once: int = 3) -> Iterator[tuple[str, tuple]]:
+    """English and its German, some pairs a document; the German may be scored."""
+    for start in range(0, len(rows) - at_once + 1, at_once):
+        text, spans = "", []
+        for row in rows[start : start + at_once]:
+            text += row["translation"]["en"] + "\n"
+            spans.append((len(text), len(text) + len(row["translation"]["de"]) + 1))
+            text += row["translation"]["de"] + "\n\n"
+        yield text, tuple(spans)
+
+
+def lines(rows) -> Iterator[tuple[str, tuple]]:
+    """Lines in order, joined to documents of about a window."""
+    from .corpora import PIECE
+
+    text = ""
+    for row in rows:
+        text += row["text"]
+        if len(text) >= PIECE:
+            yield text, ((0, len(text)),)
+            text = ""
+
+
+def files(rows) -> Iterator[tuple[str, tuple]]:
+    """A source file each."""
+    for row in rows:
+        yield row["content"], ((0, len(row["content"])),)
+
+
+WMT = {part: f"de-en/{part}-00000-of-*.parquet" for part in ("train", "validation", "test")}
+WIKI = {part: f"wikitext-103-raw-v1/{part}-00000-of-*.parquet" for part in ("train", "validation", "test")}
+SOURCES = {
+    "translation": Source("wmt/wmt14", WMT, ("translation",), "as its parts, see statmt.org/wmt14", 300, pairs),
+    "code": Source(
+        "codeparrot/codeparrot-clean-valid", {"all": "*.json.gz"}, ("content",), "each repository's, in a column", 90, files
+    ),
+    "prose": Source("Salesforce/wikitext", WIKI, ("text",), "CC BY-SA 3.0 and GFDL", 160, lines),
+}
+
+
+def lock_path() -> Path:
+    """Where the commits are written down."""
+    return paths.cache().parent / "hub.lock.json"
+
+
+def fetch(repo: str, kind: str, patterns: list[str], revision: str | None = None) -> Path:
+    """The folder of one commit of a model or dataset (kind), with the files of these patterns; its name is the commit.
+
+    Raises ValueError that says what to do: a wrong name, a gated repository, no network and nothing cached.
+    """
+    name, lock = f"{kind} {repo}" + (f"@{revision}" if revision else ""), read_json(lock_path())
+    folder = Path(_snapshot(repo, kind, patterns, revision, lock.get(name)))
+    if name not in lock:
+        write_json(lock_path(), lock | {name: folder.name})
+    return folder
+
+
+def to_fetch(repo: str, kind: str, patterns: list[str], revision: str | None = None) -> tuple[int, int]:
+    """(bytes of those files, bytes of them that are not here yet); ValueError as fetch, which it spares."""
+    found = _snapshot(repo, kind, patterns, revision, None, dry_run=True)
+    return sum(f.file_size for f in found), sum(f.file_size for f in found if f.will_download)
+
+
+def _snapshot(repo: str, kind: str, patterns: list[str], revision: str | None, commit: str | None, **options):
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(repo, repo_type=kind, revision=commit or revision, allow_patterns=patterns, **options)
+    except Exception as error:  # a dozen classes, of three libraries
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"cannot get the {kind} {repo!r}{f' at revision {revision!r}' if revision else ''}: {type(error).__name__}: "
+            f"{first} (a hub name needs the network, or a filled cache with HF_HUB_OFFLINE=1, and the right spelling; a gated "
+            "one needs its licence accepted on the hub and `hf auth login`)"
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def rows_of(corpus: str, part: str) -> tuple[tuple[str, tuple], ...]:
+    """(text, spans) of one part of a source."""
+    import datasets
+
+    source = SOURCES[corpus]
+    folder = fetch(source.repo, "dataset", [source.files[part]])
+    found = sorted(str(path) for path in folder.glob(source.files[part]))
+    if not found:
+        raise ValueError(f"the dataset {source.repo} at {folder.name} has no files {source.files[part]}: mend SOURCES in hub.py")
+    kind = "parquet" if found[0].endswith(".parquet") else "json"
+    rows = datasets.load_dataset(kind, data_files=found, split=f"train[:{ROWS}]")
+    if missing := set(source.columns) - set(rows.column_names):
+        raise ValueError(
+            f"the dataset {source.repo} at {folder.name} has the columns {', '.join(rows.column_names)}; "
+            f"{', '.join(sorted(missing))} would be read: mend SOURCES in hub.py"
+        )
+    return tuple(source.read(rows.select_columns(list(source.columns)).to_list()))
+
+
+def fingerprint() -> list[str]:
+    """The commits of all sources, once they are known."""
+    lock = read_json(lock_path())
+    return [f"{s.repo} {lock.get(f'dataset {s.repo}')}" for s in SOURCES.values()]
+
+
+def documents(corpus: str, split: str) -> list:
+    """As corpora.documents, from the hub."""
+    from .corpora import MIN_CHARS, Document, split_of, unit
+
+    source = SOURCES[corpus]
+    part = "all" if "all" in source.files else "train" if split in ("pretrain", "heads") else split
+    found = []
+    for i, (text, spans) in enumerate(rows_of(corpus, part)):
+        name = f"{corpus}/{part}/{i}"
+        by_hash = split_of(name) if part == "all" else "heads" if unit(name) < HEADS_SHARE else "pretrain"
+        mine = split if part == split else by_hash
+        if mine == split and len(text) >= MIN_CHARS:
+            found.append(Document(name, text, name, spans))
+    return found
