@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from . import hub, paths
 from .profiles import own_of
-from .runtime import choose_device
+from .runtime import choose_device, choose_dtype
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 PREFIX = "ladder/"
@@ -42,21 +42,23 @@ def available_backbones() -> list[str]:
 
 
 def load_backbone(
-    name: str, revision: str | None = None, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    name: str, revision: str | None = None, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Backbone:
     """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (revision: here or as `name@revision`).
 
     On the accelerator if there is one, unless `device` says otherwise. Safetensors only, no remote code, always an explicit
-    dtype. Raises ValueError that names what was asked, what is available and what to do: an unknown rung, a changed file,
-    a directory without a model, no network.
+    dtype, by default that of `runtime.choose_dtype`, and float32 for the ladder. Raises ValueError that names what was asked,
+    what is available and what to do: an unknown rung, a changed file, a directory without a model, no network.
     """
     folder, source = _find(name, revision)
+    device = torch.device(device) if device else choose_device()[0]
+    dtype = dtype or (torch.float32 if source == "ladder" else choose_dtype(device)[0])
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **LOCAL)
         tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(folder, source), **LOCAL)
     except (OSError, ValueError) as error:
         raise ValueError(_explain(name, source, error)) from error
-    model = model.to(device or choose_device()[0]).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(False)
     total = sum(p.numel() for p in model.parameters())
     embeddings = {
         id(p): p.numel()

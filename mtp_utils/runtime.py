@@ -54,13 +54,14 @@ def choose_device():
 
 
 def choose_dtype(device, training: bool = False):
-    """`(torch.dtype, reason)`: float32 for everything measured; for training bfloat16 autocast where it is fast.
+    """`(torch.dtype, reason)`: float32 for everything measured, but models of the hub profiles in bfloat16 on a device that has
+    it (log-probs are float32 all the same); for training bfloat16 autocast where it is fast.
 
     A CPU without bfloat16 instructions computes it many times slower than float32, so its capability is asked.
     """
     import torch
 
-    if not training:
+    if not training and (device.type == "cpu" or not profiles.own_of()["hub"]):
         return torch.float32, "differences between log-probs are measured"
     if device.type == "cpu":
         found = [c for c in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(c)]

@@ -92,6 +92,14 @@ def test_a_revision_is_resolved_once_and_held_to(cache):
     assert backbones.load_backbone("org/model", "step143000", device="cpu").revision == "c" * 40
 
 
+def test_on_an_accelerator_the_hubs_models_are_bfloat16_and_the_ladder_is_not(cache, monkeypatch):
+    lay_model(cache, "org/model")
+    monkeypatch.setattr(backbones, "choose_dtype", lambda device: (torch.bfloat16, "cuda has it"))
+    half = backbones.load_backbone("org/model@step143000", device="cpu")
+    assert half.model.dtype == torch.bfloat16 and half.fingerprint.endswith(f"{MODEL} torch.bfloat16")
+    assert backbones.load_backbone("ladder/w16", device="cpu").model.dtype == torch.float32
+
+
 def test_what_is_not_there_is_an_error_that_says_what_to_do(cache):
     lay_model(cache, "org/model")
     for name, says in (("org/other", "needs the network"), ("org/model@v2", "at revision 'v2'")):
