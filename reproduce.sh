@@ -14,6 +14,7 @@ set -euo pipefail
 unset CDPATH PYTHONPATH PYTHONHOME                                      # only what constraints.txt lists is imported
 export PYTHONNOUSERSITE=1
 case ${MTP_BUILD:-/} in /*) ;; *) export MTP_BUILD="$PWD/$MTP_BUILD" ;; esac
+export MTP_FROM="$PWD"                                                  # what --text and --backbone name is seen from here
 cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 # glibc gives large blocks back to the system at once, and gets them back zeroed, page by page: keeping them saves a tenth.

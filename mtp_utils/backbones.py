@@ -55,7 +55,7 @@ def load_backbone(
     dtype = dtype or (torch.float32 if source == "ladder" else choose_dtype(device)[0])
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **LOCAL)
-        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(folder, source), **LOCAL)
+        tokenizer = _tokenizer(folder, source)
     except (OSError, ValueError) as error:
         raise ValueError(_explain(name, source, error)) from error
     model = model.to(device).eval().requires_grad_(False)
@@ -78,7 +78,7 @@ def look_at(name: str, revision: str | None = None):
     folder, source = _find(name, revision)
     try:
         config = AutoConfig.from_pretrained(folder, **LOCAL)
-        tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(folder, source), **LOCAL)
+        tokenizer = _tokenizer(folder, source)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         if not size:
             raise ValueError("it has no *.safetensors")
@@ -102,8 +102,13 @@ def _find(name: str, revision: str | None) -> tuple[Path, str]:
         raise ValueError(_explain(name, "hub", error)) from error
 
 
-def _tokenizer_folder(folder: Path, source: str) -> Path:
-    return paths.LADDER / "tokenizer" if source == "ladder" else folder
+def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
+    found = AutoTokenizer.from_pretrained(paths.LADDER / "tokenizer" if source == "ladder" else folder, **LOCAL)
+    if not found.is_fast:
+        raise ValueError(f"its tokenizer {type(found).__name__} has no fast version, which tells where a token stands")
+    found.backend_tokenizer.no_truncation()  # as the first call would set it, and with that what names the tokenizer
+    found.backend_tokenizer.no_padding()
+    return found
 
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:

@@ -73,7 +73,7 @@ def stream(corpus: str, split: str, tokenizer) -> np.ndarray:
 
 def _cached(name: str, tokenizer, settings: dict, compute) -> dict[str, np.ndarray]:
     """`compute()`, or what it gave before from the same text: reading and tokenising it takes longer than most measurements."""
-    texts = [_texts(*corpora.names()), tokenizer.backend_tokenizer.to_str(), name, settings]
+    texts = [_texts(), tokenizer.backend_tokenizer.to_str(), name, settings]
     key = sha256(json.dumps(texts, sort_keys=True).encode())
     path = paths.cache() / f"{name}-{key[:16]}.safetensors"
     found = read_arrays(path, key)
@@ -83,15 +83,30 @@ def _cached(name: str, tokenizer, settings: dict, compute) -> dict[str, np.ndarr
     return found.values
 
 
-@lru_cache(maxsize=2)
-def _texts(*names: str) -> list:
-    """What the blocks depend on: this module, how documents are made, the packages they are read from, those left out."""
-    made = Path(__file__).read_text("utf-8"), Path(corpora.__file__).read_text("utf-8"), corpora.translation.fingerprint()
-    if corpora.TEXT in names:
-        return [*made, corpora.own_pieces()[1]]
-    if not corpora.embedded(names[0]):
-        return [*made, *corpora.hub.fingerprint()]
-    return [*made, {p: corpora.version(p) for p in corpora.PACKAGES}, corpora.frozen().get("dropped", {})]
+def _texts() -> list:
+    """What the blocks depend on: the code that makes them, and the user's file, the commits of the hub, or the packages that
+    texts are read from and those that are left out."""
+    if corpora.names() == (corpora.TEXT,):
+        return [*_sources(), corpora.own_pieces()[1]]
+    if not corpora.embedded(corpora.names()[0]):
+        return [*_sources(), *corpora.hub.fingerprint()]
+    return [*_sources(), _versions(), corpora.frozen().get("dropped", {})]
+
+
+@lru_cache(maxsize=1)
+def _sources() -> tuple[str, ...]:
+    made = [Path(module).read_text("utf-8") for module in (__file__, corpora.__file__, corpora.hub.__file__)]
+    return (*made, corpora.translation.fingerprint())
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    return {p: corpora.version(p) for p in corpora.PACKAGES}
+
+
+def stream_digest(corpus: str, split: str, tokenizer) -> str:
+    """sha256 of a stream."""
+    return sha256(stream(corpus, split, tokenizer).tobytes())
 
 
 def training_blocks(split: str, tokenizer, n: int, seed: int) -> np.ndarray:
@@ -201,7 +216,10 @@ def _pack(chosen: list, tokenizer) -> dict[str, np.ndarray]:
 def token_classes(ids: list[int], tokenizer) -> list[int]:
     """Index into CLASSES of each token, from its text and the one before it."""
     found, before = [], " "
-    for text in tokenizer.batch_decode([[i] for i in ids]):
+    anchor = encode(tokenizer, ["a"])[0][-1]  # alone, a token of some tokenizers loses the space it begins with
+    begin = len(tokenizer.decode([anchor]))
+    for whole in tokenizer.batch_decode([[anchor, i] for i in ids]):
+        text = whole[begin:]
         if not text.strip():
             kind = 2
         elif text.strip()[0].isalnum() or text.strip()[0] == "_" or not text.isascii():

@@ -12,10 +12,11 @@ from . import corpora, ngrams, scoring, translation
 from .scoring import Labels, Tokenizer, score
 
 
-def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split: str) -> pd.DataFrame:
-    """Unigram, skip-bigram and interpolated skip-trigram, counted on a split of the same corpus, at every offset."""
+def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split: str, text: str) -> pd.DataFrame:
+    """Unigram, skip-bigram and interpolated skip-trigram, counted on a split of the same corpus, at every offset; text: the
+    digest of what is counted."""
     vocabulary = max(len(tokenizer.tokenizer), int(labels.table["label"].max()) + 1)  # a model may have more than its tokenizer
-    key = tokenizer.fingerprint, blocks.fingerprint, split, vocabulary
+    key = tokenizer.fingerprint, blocks.fingerprint, split, text, vocabulary
     if key not in _counted:  # the same for every backbone
         _counted.clear()
         _counted[key] = _control_log_probs(tokenizer.tokenizer, blocks, split, vocabulary)

@@ -140,9 +140,16 @@ def _draw(model, ids: torch.Tensor, horizon: int, seeds: torch.Tensor, drawn: to
                     row, column = where[here].T.cpu()
                     u = uniforms([streams[i] for i in here], 1, horizon, level.root.device)[:, 0].T
                     for depth in range(horizon):
-                        seen.clear()
-                        level = children(engine, level, one_token(u[depth]))
-                        last = prefix[row, column] if depth == 0 else torch.cat([x[:, -1] if slow else x[0] for x in seen])
+                        parts, token = [], one_token(u[depth])
+
+                        def choose(start, stop, p, parts=parts, token=token, depth=depth, slow=slow):
+                            if depth:  # what this p was made from went into the LM head last
+                                parts.append(seen[-1][:, -1] if slow else seen[-1][0])
+                                seen.clear()
+                            return token(start, stop, p)
+
+                        level = children(engine, level, choose)
+                        last = torch.cat(parts) if depth else prefix[row, column]
                         drawn[row, column, depth] = level.token.cpu()
                         states[row.numpy(), column.numpy(), depth] = _fitting(last, states.dtype)
     finally:

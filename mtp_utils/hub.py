@@ -128,9 +128,8 @@ def rows_of(corpus: str, part: str) -> tuple[tuple[str, tuple], ...]:
 
 
 def fingerprint() -> list[str]:
-    """The commits of all sources, once they are known."""
-    lock = read_json(lock_path())
-    return [f"{s.repo} {lock.get(f'dataset {s.repo}')}" for s in SOURCES.values()]
+    """The commits of all sources, which are fetched for it."""
+    return [f"{s.repo} {fetch(s.repo, 'dataset', list(s.files.values())).name}" for s in SOURCES.values()]
 
 
 def documents(corpus: str, split: str) -> list:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
+
+from accelerate import Accelerator
 
 from . import blocks, paths, ranks
 from .backbones import Backbone, unembed
@@ -212,7 +213,8 @@ def trained_backbone(base: Backbone, arrays, how: Joint, name: str) -> Backbone:
     _, unexpected = model.load_state_dict(state, strict=False)
     if unexpected:
         raise ValueError(f"{name}: {base.name} has no {', '.join(sorted(unexpected)[:3])}")
-    model = (adapters.merge_and_unload() if adapters else model).to(base.model.device).eval().requires_grad_(False)
+    model = adapters.merge_and_unload() if adapters else model
+    model = model.to(base.model.device, base.model.dtype).eval().requires_grad_(False)  # as the base is, to be compared with it
     return dataclasses.replace(base, name=name, model=model, revision=None, fingerprint=arrays.fingerprint)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from . import controls, offsets, ranks, records, scoring
+from .blocks import stream_digest
 from .marginal import future_log_probs, future_tokens
 from .rows import one_prefix
 from .scoring import Labels, Tokenizer, estimator_name, parts_of, positions_of, score, seeds_of
@@ -105,7 +106,9 @@ def control_scores(run, backbone, blocks) -> pd.DataFrame:
     """The scores of the counting controls and of the greedy path on one backbone's labels, from stored tables."""
     labels, stem = stored_labels(run, backbone, blocks), stem_of(backbone, blocks)
     common = {"modules": [controls], "labels": labels, "name": backbone.name}
-    counted = {"tokenizer": Tokenizer(backbone.tokenizer), "blocks": blocks, "split": run.profile.control_split}
+    split = run.profile.control_split
+    text = stream_digest(blocks.corpus, split, backbone.tokenizer)
+    counted = {"tokenizer": Tokenizer(backbone.tokenizer), "blocks": blocks, "split": split, "text": text}
     frames = [
         run.measure(f"01_controls_{stem}", controls.control_table, **common, **counted),
         run.measure(f"01_greedy_path_{stem}", controls.greedy_path_table, **common),

@@ -124,9 +124,17 @@ class Packed:
                 continue
             if keep:
                 parts.append([layer.fresh for layer in self.layers])
-            for first, last in evenly(start, stop, head):
+            cut = evenly(start, stop, head)
+            while cut:
+                first, last = cut.pop(0)
                 here = found[:, first - start : last - start]
-                yield first, last, (unembed(self.model, here) if self.split else here)[0]
+                try:
+                    logits = unembed(self.model, here) if self.split else here
+                except torch.OutOfMemoryError as error:
+                    head = (last - first) // 2
+                    cut = self.halved(first, stop, last - first, error)
+                    continue
+                yield first, last, logits[0]
         level.kv = [tuple(torch.cat(x, 1) for x in zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
 
     def halved(self, start, stop, size, error):

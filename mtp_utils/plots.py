@@ -127,7 +127,9 @@ def size(summary: pd.DataFrame, metric: str, title: str) -> Figure:
 def offset_two_against_one(summary: pd.DataFrame, title: str) -> Figure:
     """Top-1 at offset 2 against top-1 at offset 1, a point a backbone, a line a corpus."""
     figure, (ax,) = new_axes(1, width=5.2, height=4.2)
-    table = summary[summary.metric == "top1"].pivot_table(index=["corpus", "n_params", "seed"], columns="offset", values="value")
+    table = summary[summary.metric == "top1"].pivot_table(
+        index=["corpus", "n_params", "seed", "backbone"], columns="offset", values="value"
+    )
     for corpus in dict.fromkeys(summary["corpus"]):
         rows = table.loc[corpus].sort_index()
         main = rows.xs(0, level="seed")

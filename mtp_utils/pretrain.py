@@ -94,11 +94,12 @@ def record(width: int, rate: float, loss: float) -> None:
     write_json(paths.LADDER / f"w{width}" / "sweep.json", found)
 
 
-def finished(spec: Spec, rate: float, tokens: int) -> bool:
-    """Whether the ladder already holds this model, trained at this rate on these inputs and as many tokens."""
+def finished(spec: Spec, rate: float, tokens: int, batch: int = BATCH) -> bool:
+    """Whether the ladder already holds this model, trained at this rate on these inputs, in as many steps of as many tokens."""
     path = paths.LADDER / spec.name / "card.json"
     card = read_json(path)
-    return card.get("inputs") == inputs() and card["rate"] == rate and card["tokens"] == tokens
+    wanted = {"inputs": inputs(), "rate": rate, "tokens": tokens, "steps": tokens // (batch * CONTEXT)}
+    return all(card.get(name) == value for name, value in wanted.items())
 
 
 def export(spec: Spec, work: Path, arguments: str) -> None:
@@ -156,7 +157,7 @@ def main() -> None:
     for spec in chosen:
         if a.what in ("sweep", "run", "all"):
             rate = a.rate or sweep(spec.width, a.work)
-        if a.what == "all" and finished(spec, rate, tokens):
+        if a.what == "all" and finished(spec, rate, tokens, a.batch):
             print(f"{spec.name} is in {paths.LADDER / spec.name}: not trained again")
             continue
         if a.what in ("run", "all"):

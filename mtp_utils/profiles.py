@@ -81,7 +81,10 @@ def get_profile(value: str | None = None) -> Profile:
     base, _, own = name.partition("+")
     if base not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; there are {', '.join(PROFILES)}")
-    found = with_own(PROFILES[base], **own_of())
+    given = own_of()
+    found = with_own(PROFILES[base], **given)
+    if found.needs_hub and not given["hub"] and not given["text"]:
+        raise ValueError(f"profile {name!r} reads texts of the hub: start it by reproduce.sh {base}")
     if own and found.name != name:
         raise ValueError(f"profile {name!r} is a run with --backbone or --text, and they are not given: start reproduce.sh")
     return found

@@ -25,11 +25,13 @@ def first() -> bool:
 
 
 @functools.cache
-def meet(cpu: bool = False) -> None:
-    """Find the others, once: gloo between CPUs, else NCCL between GPUs. RuntimeError where fewer meet than were asked for."""
+def meet(cpu: bool | None = None) -> None:
+    """Find the others, once: gloo between CPUs (by default where no accelerator is found), else NCCL between GPUs. RuntimeError
+    where fewer meet than were asked for."""
+    import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=cpu)
+    state = PartialState(cpu=not torch.accelerator.is_available() if cpu is None else cpu)
     if state.num_processes != count():
         raise RuntimeError(f"{count()} processes were asked for and {state.num_processes} met; start them by torchrun")
 

@@ -85,7 +85,7 @@ def _stored(path: Path, read: Callable, write: Callable, function: Callable, mod
     key = measurement_key(function, modules, arguments)
     stored = read(path, key)
     if ranks.first_says(stored is not None):  # the others may look while the first one writes
-        return stored if stored is not None else read(path, key)
+        return stored if stored is not None else _whole(read(path, key), path)
     started = time.monotonic()
     result = function(**arguments)
     record = {
@@ -99,7 +99,14 @@ def _stored(path: Path, read: Callable, write: Callable, function: Callable, mod
     if ranks.first():
         write(path, result, record)
     ranks.gather(None)
-    return read(path, key)
+    return _whole(read(path, key), path)
+
+
+def _whole(stored, path: Path):
+    """What was read back; RuntimeError where it is not what this process would have written."""
+    if stored is None:
+        raise RuntimeError(f"{path} is not what was just measured: another process wrote it, or measures something else")
+    return stored
 
 
 def measurement_key(function: Callable, modules: Iterable[ModuleType], arguments: dict) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import sys
 import uuid
 from pathlib import Path
@@ -47,12 +48,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.word in COMMANDS and (args.only or args.force or args.list or args.dry_run or args.backbone or args.text):
         flags = "--only, --backbone, --text, --dry-run, --force and --list"
         parser.error(f"{args.word} takes no flags; {flags} go with {', '.join(PROFILES)}")
-    if args.text and not Path(args.text).is_file():
+    where = Path(os.environ.get("MTP_FROM") or ".")  # reproduce.sh was called from there
+    if args.text and not (where / args.text).is_file():
         parser.error(f"--text {args.text} is no file")
-    args.text = args.text and str(Path(args.text).resolve())
+    args.text = args.text and str((where / args.text).resolve())
     named = {}
     for given in args.backbone:
-        folder = Path(given).expanduser().resolve()
+        folder = (where / Path(given).expanduser()).resolve()
         name = f"own/{folder.name}" if folder.is_dir() else given
         if name in named:
             parser.error(f"--backbone: two are called {name}; rename one directory")
@@ -105,7 +107,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"reproduce.sh: {error.strerror or error}: {error.filename or paths.build(args.word)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        again = " ".join([args.word, *(["--only", *args.only] if args.only else [])])
+        given = {"--only": args.only, "--backbone": list(args.backbone.values()), "--text": args.text and [args.text]}
+        again = " ".join([args.word, *(shlex.quote(w) for flag, words in given.items() if words for w in (flag, *words))])
         print(f"\nreproduce.sh: interrupted; `./reproduce.sh {again}` goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
     return 0
@@ -116,10 +119,13 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
     if not notebooks:
         raise Stop(f"no notebooks in {paths.NOTEBOOKS}")
     with exclusive(paths.build(profile.name)) if ranks.first() else contextlib.nullcontext():
+        given = _given()
         if ranks.first():
             _prepare(notebooks, profile, force)
         run_id, entries = ranks.first_says(_run_id(profile, force) if ranks.first() else ""), {}
         for i, path in enumerate(notebooks, 1):
+            if ranks.first() and _given() != given:
+                raise Stop("a text or backbone was changed while the run was on: start it again")
             print(f"[{i}/{len(notebooks)}] {path.stem}", end="", flush=True)
             entry = ranks.first_says(finished(path, profile, run_id))
             print(" (finished before the interruption)" if entry else "", flush=True)
@@ -128,6 +134,8 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
             ranks.gather(None)  # all have come to the end of it
         if ranks.first():
             (paths.build(profile.name) / ".unfinished").unlink()
+    if not ranks.first():  # the others hold no entries
+        return
     print(f"\n{'notebook':30} {'seconds':>8} {'figures':>8}  verdicts")
     for stem, entry in entries.items():
         verdicts = ", ".join(entry["verdicts"]) or "-"
@@ -215,11 +223,20 @@ def _prepare(notebooks: list[Path], profile: Profile, force: bool) -> None:
     paths.notebooks(profile.name).mkdir(parents=True, exist_ok=True)
 
 
+def _given() -> str:
+    """What tells whether the user's text and backbones are still the same: size and time of their files."""
+    own = own_of()
+    found = [Path(own["text"])] if own["text"] else []
+    for name, source in own["backbones"].items():
+        found += sorted(Path(source).glob("*")) if name.startswith("own/") else []
+    return "" if not found else repr([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found])
+
+
 def _run_id(profile: Profile, force: bool) -> str:
     """Name of this run: that of the one broken off, if the code is still the same, so that it goes on from there."""
     marker = paths.build(profile.name) / ".unfinished"
     sources = [*sorted(paths.PACKAGE.glob("*.py")), paths.ROOT / "constraints.txt"]
-    code = hashlib.sha256(b"".join(p.read_bytes() for p in sources if p.is_file())).hexdigest()
+    code = hashlib.sha256(b"".join(p.read_bytes() for p in sources if p.is_file()) + _given().encode()).hexdigest()
     found = marker.read_text().split() if marker.is_file() and not force else []
     if len(found) == 2 and found[1] == code:
         return found[0]

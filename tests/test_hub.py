@@ -52,10 +52,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv(profiles.OWN, json.dumps({"hub": True}))
     hub.rows_of.cache_clear()
-    blocks._texts.cache_clear()
     yield tmp_path / "hub"
     hub.rows_of.cache_clear()
-    blocks._texts.cache_clear()
 
 
 def lay(cache, kind: str, repo: str, reference: str, commit: str, files: dict) -> None:
@@ -169,4 +167,3 @@ def test_a_dry_run_of_local_things_says_what_it_would_do(tmp_path, capsys, monke
     assert reproduce.main(["smoke", "--only", "01", "--text", str(text), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "01_inherent_mtp" in out and "GB are free" in out and not list(tmp_path.glob("smoke*/tables"))
-    blocks._texts.cache_clear()

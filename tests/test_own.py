@@ -36,14 +36,12 @@ def folder(tmp_path_factory):
 
 def own(monkeypatch, backbones=None, text=None):
     monkeypatch.setenv(profiles.OWN, json.dumps({"backbones": backbones or {}, "text": text and str(text)}))
-    blocks._texts.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def clean():
     yield
     os.environ.pop(profiles.OWN, None)  # reproduce.main leaves it for its kernels
-    blocks._texts.cache_clear()
 
 
 def test_names_on_the_command_line_become_a_profile_of_their_own(folder, monkeypatch):
@@ -87,7 +85,6 @@ def test_backbones_that_cannot_be_measured_together_are_refused_before_any_work(
         (["--text", str(tmp_path / "little.txt")], "at least 10 are needed"),
     ):
         os.environ.pop(profiles.OWN, None)
-        blocks._texts.cache_clear()
         assert reproduce.main(["smoke", *words]) == 2
         assert message in capsys.readouterr().err
 
