@@ -203,18 +203,24 @@ def test_the_twins_objectives_ask_for_other_offsets():
     assert torch.allclose(specs.loss_of(parts, ids, "mtp"), torch.stack(by_hand).mean())
 
 
-def test_the_hub_is_asked_for_safetensors_only_and_no_remote_code(monkeypatch):
-    seen = {}
+def test_the_hub_is_asked_for_safetensors_only_and_no_remote_code(monkeypatch, tmp_path):
+    seen, asked = {}, []
+
+    def fetch(*given):
+        asked.append(given)
+        return tmp_path
 
     def fake(folder, **options):
         seen.update(options, folder=folder)
         raise OSError("no network here")
 
+    monkeypatch.setattr(backbones.hub, "fetch", fetch)
     monkeypatch.setattr(backbones.AutoModelForCausalLM, "from_pretrained", fake)
-    with pytest.raises(ValueError, match="revision 'abc'"):
+    with pytest.raises(ValueError, match="only models with safetensors are loaded"):
         load_backbone("some/model", revision="abc")
-    assert seen["use_safetensors"] and seen["trust_remote_code"] is False and seen["revision"] == "abc"
-    assert seen["dtype"] == torch.float32
+    assert asked == [("some/model", "model", backbones.hub.MODEL_FILES, "abc")] and not any("bin" in p for p in asked[0][2])
+    assert seen["use_safetensors"] and seen["trust_remote_code"] is False and seen["local_files_only"]
+    assert seen["dtype"] == torch.float32 and seen["folder"] == tmp_path
 
 
 def test_blocked_attention_is_plain_causal_attention():

@@ -187,7 +187,7 @@ def test_a_profile_is_chosen_by_name_then_environment_then_smoke(monkeypatch):
     monkeypatch.delenv("MTP_PROFILE", raising=False)
     assert get_profile().name == "smoke"
     monkeypatch.setenv("MTP_PROFILE", "default")
-    assert (get_profile().name, get_profile("hub").name) == ("default", "hub")
+    assert (get_profile().name, get_profile("smoke").name) == ("default", "smoke")
     with pytest.raises(ValueError, match="unknown profile 'x'; there are smoke, default, hub, hub-large"):
         get_profile("x")
 

@@ -207,7 +207,7 @@ def test_a_long_measurement_shows_a_bar_with_the_time_left_on_the_terminal(runne
         (["smoke", "--only", "77"], "there are"),
         (["smoke", "--fast"], "--only NN ..., --backbone NAME ..., --text FILE, --dry-run, --force and --list"),
         (["check", "--force"], "smoke, default"),
-        (["hub"], "smoke, default"),
+        (["default", "--text", "nowhere.txt"], "--text nowhere.txt is no file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
