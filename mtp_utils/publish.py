@@ -15,6 +15,9 @@ BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
 # Text and whole numbers are compared as they are. Other numbers differ between processors and thread counts: in the
 # last digits of a log-prob, and where two tokens are nearly tied, by single positions of an accuracy.
 RTOL, ATOL = 0.02, 0.01
+# Training carries such differences on. [measured] Between a processor without AVX-512 and bfloat16 and one that trains in
+# bfloat16, the largest difference in the tables of notebooks 03 to 05 was 0.067, at the end of an interval.
+TRAINED, RTOL_TRAINED, ATOL_TRAINED = ("03", "04", "05"), 0.05, 0.07
 
 
 def publish() -> int:
@@ -50,12 +53,13 @@ def check() -> int:
         print(f"{name:40} {column:24} {what}")
     print(
         f"figures/: {len(figures)} figures; compared with {paths.figures(PROFILE)}: {len(stems)} tables, "
-        f"numbers within {ATOL} + {RTOL} x the published value; differences: {len(problems)}"
+        f"numbers within {ATOL} + {RTOL} x the published value ({ATOL_TRAINED} + {RTOL_TRAINED} x where heads were trained); "
+        f"differences: {len(problems)}"
     )
     return 1 if problems else 0
 
 
-def compare(published: pd.DataFrame, here: pd.DataFrame) -> list[tuple[str, str]]:
+def compare(published: pd.DataFrame, here: pd.DataFrame, rtol: float = RTOL, atol: float = ATOL) -> list[tuple[str, str]]:
     """`(column, what differs)` between two tables, row by row in their order; empty if they agree."""
     if list(published.columns) != list(here.columns):
         return [("columns", f"{', '.join(published.columns)} | here {', '.join(here.columns)}")]
@@ -65,7 +69,7 @@ def compare(published: pd.DataFrame, here: pd.DataFrame) -> list[tuple[str, str]
     for column in published:
         a, b = published[column], here[column]
         if pd.api.types.is_float_dtype(a) and pd.api.types.is_float_dtype(b):
-            same = np.isclose(b, a, rtol=RTOL, atol=ATOL, equal_nan=True)
+            same = np.isclose(b, a, rtol=rtol, atol=atol, equal_nan=True)
         else:
             same = ((a == b) | (a.isna() & b.isna())).to_numpy()
         if not same.all():
@@ -78,7 +82,7 @@ def _compare_stem(stem: str) -> list[tuple[str, str]]:
     tables = [read_table(folder / f"{stem}.csv") for folder in (paths.FIGURES, paths.figures(PROFILE))]
     if any(table is None for table in tables):
         return [("file", "is not the one its JSON describes")]
-    return compare(*tables)
+    return compare(*tables, *((RTOL_TRAINED, ATOL_TRAINED) if stem.startswith(TRAINED) else (RTOL, ATOL)))
 
 
 def _refuse_incomplete(source: Path) -> None:
