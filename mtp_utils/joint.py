@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
-
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 
 from . import blocks, paths, ranks
 from .backbones import Backbone, unembed

@@ -46,7 +46,7 @@ def by_offset(summary: pd.DataFrame, metric: str, title: str, hue: str = "predic
             xticks=sorted(set(summary["offset"])),
         )
         ax.set_ylim(bottom=0)
-    axes[0].legend(fontsize=8)
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title, fontsize=12)
     return figure
 

@@ -29,7 +29,6 @@ def meet(cpu: bool | None = None) -> None:
     """Find the others, once: gloo between CPUs (by default where no accelerator is found), else NCCL between GPUs. RuntimeError
     where fewer meet than were asked for."""
     import torch
-
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.accelerator.is_available() if cpu is None else cpu)
