@@ -48,12 +48,14 @@ class FrozenFeatures:
     @cached_property
     def states(self) -> np.ndarray:
         """(layers, blocks, T, d)."""
-        return _as_small_as_fits(self._compute)
+        with torch.autocast(self.device.type, enabled=False):  # whoever asks first may be training in it
+            return _as_small_as_fits(self._compute)
 
     @cached_property
     def paths(self) -> "Paths":
         """One continuation of `horizon` tokens drawn from the backbone after every position; see `sampled_paths`."""
-        return sampled_paths(self.backbone, self.tokens, self.horizon)
+        with torch.autocast(self.device.type, enabled=False):
+            return sampled_paths(self.backbone, self.tokens, self.horizon)
 
     def _compute(self, dtype) -> np.ndarray:
         model = self.backbone.model

@@ -62,6 +62,15 @@ def test_gradients_one_head_after_another_are_those_of_the_whole_loss(monkeypatc
     assert all((a - b).abs().max() < 1e-5 for a, b in zip(ours, theirs, strict=True))
 
 
+def test_labels_and_states_are_the_base_models_in_its_own_dtype_also_when_asked_for_in_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = text()
+        inside.paths, inside.states  # noqa: B018 (made here)
+    outside = text()
+    assert torch.equal(inside.paths.tokens, outside.paths.tokens) and np.array_equal(inside.paths.states, outside.paths.states)
+    assert np.array_equal(inside.states, outside.states)
+
+
 @pytest.mark.parametrize("lora", [0, 2])
 def test_a_stopped_run_goes_on_and_ends_as_an_undisturbed_one_to_the_bit(monkeypatch, lora):
     f, v, how = text(), text(n=3, seed=1), dataclasses.replace(HOW, lora=lora)
