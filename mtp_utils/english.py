@@ -3,7 +3,8 @@
 from .grammar import Clause, NounPhrase, Sentence
 from .lexicon import Word
 
-BE = {"present": {"first": "am", "third": "is", "plural": "are"}, "past": {"first": "was", "third": "was", "plural": "were"}}
+BE = {"present": {"first": "am", "third": "is", "plural": "are"},
+      "past": {"first": "was", "third": "was", "plural": "were"}}
 AN_BEFORE, A_BEFORE = ("honest",), ("useful",)  # spelling and sound disagree
 
 

@@ -13,45 +13,20 @@ from .lexicon import VerbForm, Word
 Take = Callable[[tuple], object]
 
 # Endings by gender (p = plural). The articles' own are those of `strong`, but for ein- without ending (mixed).
-STRONG = {
-    "nom": {"m": "er", "f": "e", "n": "es", "p": "e"},
-    "acc": {"m": "en", "f": "e", "n": "es", "p": "e"},
-    "dat": {"m": "em", "f": "er", "n": "em", "p": "en"},
-}
-WEAK = {
-    "nom": {"m": "e", "f": "e", "n": "e", "p": "en"},
-    "acc": {"m": "en", "f": "e", "n": "e", "p": "en"},
-    "dat": {"m": "en", "f": "en", "n": "en", "p": "en"},
-}
-MIXED = {
-    "nom": {"m": "er", "f": "e", "n": "es", "p": "en"},
-    "acc": {"m": "en", "f": "e", "n": "es", "p": "en"},
-    "dat": {"m": "en", "f": "en", "n": "en", "p": "en"},
-}
-THE = {
-    "nom": {"m": "der", "f": "die", "n": "das", "p": "die"},
-    "acc": {"m": "den", "f": "die", "n": "das", "p": "die"},
-    "dat": {"m": "dem", "f": "der", "n": "dem", "p": "den"},
-}
-CONTRACTED = {
-    ("in", "dem"): "im",
-    ("in", "das"): "ins",
-    ("an", "dem"): "am",
-    ("an", "das"): "ans",
-    ("von", "dem"): "vom",
-    ("zu", "dem"): "zum",
-    ("zu", "der"): "zur",
-}
-AUXILIARIES = {
-    "will": ("werde", "wird", "werden"),
-    "can": ("kann", "kann", "können"),
-    "must": ("muss", "muss", "müssen"),
-    "want": ("will", "will", "wollen"),
-    "should": ("soll", "soll", "sollen"),
-    "hat": ("habe", "hat", "haben"),
-    "ist": ("bin", "ist", "sind"),
-    "war": ("war", "war", "waren"),
-}
+STRONG = {"nom": {"m": "er", "f": "e", "n": "es", "p": "e"}, "acc": {"m": "en", "f": "e", "n": "es", "p": "e"},
+          "dat": {"m": "em", "f": "er", "n": "em", "p": "en"}}
+WEAK = {"nom": {"m": "e", "f": "e", "n": "e", "p": "en"}, "acc": {"m": "en", "f": "e", "n": "e", "p": "en"},
+        "dat": {"m": "en", "f": "en", "n": "en", "p": "en"}}
+MIXED = {"nom": {"m": "er", "f": "e", "n": "es", "p": "en"}, "acc": {"m": "en", "f": "e", "n": "es", "p": "en"},
+         "dat": {"m": "en", "f": "en", "n": "en", "p": "en"}}
+THE = {"nom": {"m": "der", "f": "die", "n": "das", "p": "die"}, "acc": {"m": "den", "f": "die", "n": "das", "p": "die"},
+       "dat": {"m": "dem", "f": "der", "n": "dem", "p": "den"}}
+CONTRACTED = {("in", "dem"): "im", ("in", "das"): "ins", ("an", "dem"): "am", ("an", "das"): "ans",
+              ("von", "dem"): "vom", ("zu", "dem"): "zum", ("zu", "der"): "zur"}
+AUXILIARIES = {"will": ("werde", "wird", "werden"), "can": ("kann", "kann", "können"),
+               "must": ("muss", "muss", "müssen"), "want": ("will", "will", "wollen"),
+               "should": ("soll", "soll", "sollen"), "hat": ("habe", "hat", "haben"),
+               "ist": ("bin", "ist", "sind"), "war": ("war", "war", "waren")}
 PERSONS = ("first", "third", "plural")
 WHO = {pronoun: Word("who", (pronoun,)) for pronoun in THE["nom"].values()}
 

@@ -183,9 +183,8 @@ def _determined(rng: random.Random, noun: Noun, determiners, modified: float, pl
     if not noun.english_plural:
         determiner = determiner if determiner in ("the", "possessive") else "bare"
     word = {"possessive": "possessives", "numeral": "numerals", "quantifier": "quantifiers"}.get(determiner)
-    many = bool(noun.english_plural) and (
-        determiner in ("numeral", "quantifier", "bare") or (determiner in ("the", "possessive", "this") and rng.random() < plural)
-    )
+    many = bool(noun.english_plural) and (determiner in ("numeral", "quantifier", "bare") or (
+        determiner in ("the", "possessive", "this") and rng.random() < plural))
     adjectives = (_pick(rng, words["adjectives"][noun.group]),) if rng.random() < modified else ()
     return NounPhrase(determiner, _pick(rng, words[word]) if word else None, adjectives, noun, many)
 

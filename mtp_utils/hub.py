@@ -128,8 +128,10 @@ def rows_of(corpus: str, part: str) -> tuple[tuple[str, tuple], ...]:
 
 
 def fingerprint() -> list[str]:
-    """The commits of all sources, which are fetched for it."""
-    return [f"{s.repo} {fetch(s.repo, 'dataset', list(s.files.values())).name}" for s in SOURCES.values()]
+    """The commits of all sources; one that is not written down yet is fetched for it."""
+    lock = read_json(lock_path())
+    known = {s.repo: lock.get(f"dataset {s.repo}") for s in SOURCES.values()}
+    return [f"{s.repo} {known[s.repo] or fetch(s.repo, 'dataset', list(s.files.values())).name}" for s in SOURCES.values()]
 
 
 def documents(corpus: str, split: str) -> list:

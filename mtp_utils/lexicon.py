@@ -77,11 +77,8 @@ def _noun(entry: str, group: str) -> Noun:
         nominative, *others = form.split(", ")
         article, word = nominative.split(" ")
         oblique = others[1].removeprefix("den ") if len(others) > 1 else word
-        forms.append(
-            NounForm(
-                {"der": "m", "die": "f", "das": "n"}[article], word, oblique, others[0].removeprefix("die ") if others else ""
-            )
-        )
+        forms.append(NounForm({"der": "m", "die": "f", "das": "n"}[article], word, oblique,
+                              others[0].removeprefix("die ") if others else ""))
     return Noun(single, plural or (_english_plural(single) if forms[0].plural else ""), group, tuple(forms))
 
 
@@ -114,16 +111,12 @@ def _adjective(entry: str) -> Word:
 def lexicon() -> dict:
     """The words: lists of Noun, Verb, Word by name (nouns, verbs and adjectives by group as well)."""
     raw = json.loads(Path(__file__).with_name("lexicon.json").read_text(encoding="utf-8"))
-    words = {
-        name: [_word(e) for e in raw[name]]
-        for name in ("around", "cities", "degrees", "comments", "numerals", "quantifiers", "possessives", "conjunctions")
-    }
+    words = {name: [_word(e) for e in raw[name]] for name in
+             ("around", "cities", "degrees", "comments", "numerals", "quantifiers", "possessives", "conjunctions")}
     words |= {name: raw[name] for name in ("states", "unwilled", "worn")}
     words["names"] = [Word(name, (name,)) for name in raw["names"]]
-    words["pronouns"] = [
-        _word(*p)
-        for p in (("I: ich", "first"), ("he: er", "third"), ("she: sie", "third"), ("we: wir", "plural"), ("they: sie", "plural"))
-    ]
+    words["pronouns"] = [_word(*p) for p in (("I: ich", "first"), ("he: er", "third"), ("she: sie", "third"),
+                                             ("we: wir", "plural"), ("they: sie", "plural"))]
     words["times"] = [_word(e, group) for group, entries in raw["times"].items() for e in entries]
     words["adverbs"] = {group: [_word(e) for e in entries] for group, entries in raw["adverbs"].items()}
     words["nouns"] = {group: [_noun(e, group) for e in entries] for group, entries in raw["nouns"].items()}

@@ -128,7 +128,8 @@ def ntp_table(backbone, blocks) -> pd.DataFrame:
             (backbone.name, blocks.corpus, blocks.documents[r], float(m), int(n))
             for r, m, n in zip(part.tolist(), means, counts, strict=True)
         ]
-    return pd.DataFrame(scoring.gathered(rows), columns=["backbone", "corpus", "document", "cross_entropy", "n_tokens"])
+    rows = [row for share in ranks.gather(rows) for row in share]
+    return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "cross_entropy", "n_tokens"])
 
 
 def label_table(blocks, drawn: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -183,8 +184,7 @@ def marginal_arrays(backbone, blocks, estimators: dict[str, dict], drawn: tuple[
                 )
                 for name, values in _of_positions(f, wanted).items():
                     found.setdefault(f"{name}.{k}", []).append(values.cpu().numpy())
-    shares = [x for x in ranks.gather(found) if x]  # a process may have no rows
-    return {name: np.concatenate([part for x in shares for part in x[name]]) for name in shares[0]}
+    return {name: np.concatenate(parts) for name, parts in scoring.gathered(found).items()}
 
 
 def _of_positions(f, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -253,8 +253,7 @@ def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
                         candidates=found.num_candidates[wanted].double().numpy(),
                     )
                 )
-    shares = [x for x in ranks.gather(frames) if x]
-    return pd.concat([part for name in shares[0] for x in shares for part in x[name]], ignore_index=True)
+    return pd.concat([part for parts in scoring.gathered(frames).values() for part in parts], ignore_index=True)
 
 
 def _outside(log_s: torch.Tensor, log_m: torch.Tensor, captured: torch.Tensor, margin: float = 1e-5) -> torch.Tensor:

@@ -68,9 +68,10 @@ def next_token_losses(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Te
     return (losses * keep).sum(1) / keep.sum(1), keep.sum(1)
 
 
-def gathered(found: list) -> list:
-    """What every process found in its rows, in the order of the rows."""
-    return [x for part in ranks.gather(found) for x in part]
+def gathered(found: dict[object, list]) -> dict[object, list]:
+    """What every process found in its rows, by name and in the order of the rows; a process may have had none."""
+    shares = [share for share in ranks.gather(found) if share]
+    return {name: [x for share in shares for x in share[name]] for name in shares[0]}
 
 
 def positions_of(blocks) -> pd.DataFrame:

@@ -95,7 +95,7 @@ def next_distribution(alternatives: list[tuple[str, float]], prefix: str) -> lis
 
     Raises ValueError if no alternative begins with `prefix`.
     """
-    rest = [(text[len(prefix) :], p) for text, p in alternatives if text.startswith(prefix)]
+    rest = [(text[len(prefix):], p) for text, p in alternatives if text.startswith(prefix)]
     total = sum(p for _, p in rest)
     if not total:
         raise ValueError(f"no alternative begins with {prefix!r}")
@@ -118,7 +118,6 @@ def _taker(alternative: Callable[[], bool], sites: list) -> Take:
             return options[0]
         sites.append(alternative())
         return options[sites[-1]]
-
     return take
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import PACKED, VOCAB, tiny_backbone, tiny_model
+from tiny_models import PACKED, VOCAB, stop_in_step_11, tiny_backbone, tiny_model
 
 from mtp_utils import attention, joint, measures
 from mtp_utils.backbones import load_backbone
@@ -87,17 +87,8 @@ def test_joint_training_goes_on_to_the_bit_and_learns_what_a_cpu_learns(bf16, mo
     straight = joint_training(f, v, spec, how)
     on_cpu = joint_training(features("cpu"), features("cpu", 3, 1), spec, how)
     assert np.abs(straight["loss"] - on_cpu["loss"]).max() < (0.1 if bf16 else 5e-3)
-    monkeypatch.setattr(joint, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(joint, "SAVE_SHARE", float("inf"))
-    calls, real = [], joint.joint_losses
-
-    def stopping(*given):
-        calls.append(len(given) > 4)
-        if sum(calls) == 11:
-            raise KeyboardInterrupt
-        return real(*given)
-
-    monkeypatch.setattr(joint, "joint_losses", stopping)
+    real = joint.joint_losses
+    stop_in_step_11(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         joint_training(f, v, spec, how)
     monkeypatch.setattr(joint, "joint_losses", real)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCAB, tiny_backbone
+from tiny_models import VOCAB, stop_in_step_11, tiny_backbone
 
 from mtp_utils import blocks, joint
 from mtp_utils.features import FrozenFeatures
@@ -76,17 +76,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_undisturbed_one_to_the_bit(monkeyp
     f, v, how = text(), text(n=3, seed=1), dataclasses.replace(HOW, lora=lora)
     straight = joint_training(f, v, SPEC, how)
     assert not list((joint.paths.cache() / "joint").glob("*"))  # shorter than SAVE_EVERY
-    monkeypatch.setattr(joint, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(joint, "SAVE_SHARE", float("inf"))
-    calls, real = [], joint.joint_losses
-
-    def stopping(*given):
-        calls.append(len(given) > 4)
-        if sum(calls) == 11:
-            raise KeyboardInterrupt
-        return real(*given)
-
-    monkeypatch.setattr(joint, "joint_losses", stopping)
+    real, calls = joint.joint_losses, stop_in_step_11(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         joint_training(f, v, SPEC, how)
     monkeypatch.setattr(joint, "joint_losses", lambda *given: calls.append(len(given) > 4) or real(*given))

@@ -13,6 +13,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from mtp_utils import joint
 from mtp_utils.backbones import Backbone
 
 VOCAB = 7
@@ -39,6 +40,23 @@ CONFIGS = {
 def tiny_backbone(name="gpt_neox", fingerprint="aa", dtype=torch.float32):
     """A tiny random model as a Backbone, frozen; without a tokenizer."""
     return Backbone(f"tiny/{name}", tiny_model(name, dtype).requires_grad_(False), None, 0, 0, None, fingerprint, {})
+
+
+def stop_in_step_11(monkeypatch) -> list[bool]:
+    """Joint training saves after every step and is interrupted in its 11th; the list grows with each call for losses, True for
+    those of a step. Afterwards set joint.joint_losses back."""
+    monkeypatch.setattr(joint, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(joint, "SAVE_SHARE", float("inf"))
+    calls, real = [], joint.joint_losses
+
+    def stopping(*given):
+        calls.append(len(given) > 4)
+        if sum(calls) == 11:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(joint, "joint_losses", stopping)
+    return calls
 
 
 PACKED = [name for name in CONFIGS if name != "falcon_alibi"]
