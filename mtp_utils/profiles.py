@@ -13,6 +13,9 @@ CORPORA = ("translation", "code", "prose")
 TEXT = "text"  # the corpus that is the user's own file
 OWN = "MTP_OWN"  # environment: own_of as JSON, from the runner to the kernels
 
+EVERY_KIND = tuple((kind, read) for kind in ("linear", "residual", "block") for read in ("last", "single", "mix", "concat"))
+FEW_KINDS = tuple(pair for pair in EVERY_KIND if "last" in pair or "residual" in pair)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -22,8 +25,9 @@ class Profile:
     the largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens; `joint` is the backbone that is
     trained together with heads. `head_tokens` are the positions heads and probes are trained on, `deciding_tokens` and
     `head_seeds` those and the training seeds of heads that decide a claim, `trial_tokens` those of one trial of a learning
-    rate; `grid_offsets` are the offsets of every kind of heads, the best kind has all; `timeout_s` limits one notebook cell,
-    in seconds; `control_split` is what the counting controls count.
+    rate; `grid` are the kinds of heads with the features they read (`single`: the layer that is best on validation) and
+    `grid_offsets` their offsets, the best kind has all; `timeout_s` limits one notebook cell, in seconds; `control_split` is
+    what the counting controls count.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Profile:
     deciding_tokens: int = 262_144
     head_seeds: tuple[int, ...] = (0, 1, 2)
     trial_tokens: int = 16_384
+    grid: tuple[tuple[str, str], ...] = FEW_KINDS
     grid_offsets: tuple[int, ...] = (2,)
     timeout_s: int = 1800
     control_split: str = "pretrain"
@@ -59,17 +64,18 @@ class Profile:
 # Pythia's last checkpoints, by size; backbones of a run share a tokenizer, so a newer family is a run with --backbone.
 PYTHIA = tuple(f"EleutherAI/pythia-{s}@step143000" for s in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"))
 FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
-EVERY = (2, 3, 4)
+FULL = {"grid": EVERY_KIND, "grid_offsets": (2, 3, 4), "timeout_s": 10**6}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
-# of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are;
-# joint training on the third rung, which sees the more tokens a parameter in the same time.
+# of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,
+# and varies the kind on the last layer and the features of the residual head: all twelve pairs would take twice the time, and
+# a verdict is about the best of them. Joint training on the third rung, which sees the more tokens a parameter in that time.
 PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
         Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, joint=LADDER[2]),
-        Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], needs_hub=True, grid_offsets=EVERY, timeout_s=10**6),
-        Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], needs_hub=True, grid_offsets=EVERY, timeout_s=10**6),
+        Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], needs_hub=True, **FULL),
+        Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], needs_hub=True, **FULL),
     )
 }
 

@@ -5,6 +5,7 @@ first of one. Every process runs the same notebooks: a measuring function works 
 that every process holds the same table, which the first one writes.
 """
 
+import atexit
 import functools
 import os
 
@@ -29,11 +30,13 @@ def meet(cpu: bool | None = None) -> None:
     """Find the others, once: gloo between CPUs (by default where no accelerator is found), else NCCL between GPUs. RuntimeError
     where fewer meet than were asked for."""
     import torch
+    import torch.distributed as dist
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.accelerator.is_available() if cpu is None else cpu)
     if state.num_processes != count():
         raise RuntimeError(f"{count()} processes were asked for and {state.num_processes} met; start them by torchrun")
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())  # its threads do not outlive Python
 
 
 def gather(value) -> list:

@@ -246,4 +246,9 @@ def _run_id(profile: Profile, force: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    if ranks.count() > 1:  # at once: threads of the process group that are still there would abort the interpreter's own end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended)
+    sys.exit(ended)
