@@ -26,8 +26,9 @@ class Profile:
     trained together with heads. `head_tokens` are the positions heads and probes are trained on, `deciding_tokens` and
     `head_seeds` those and the training seeds of heads that decide a claim, `trial_tokens` those of one trial of a learning
     rate; `grid` are the kinds of heads with the features they read (`single`: the layer that is best on validation) and
-    `grid_offsets` their offsets, the best kind has all; `timeout_s` limits one notebook cell, in seconds; `control_split` is
-    what the counting controls count.
+    `grid_offsets` their offsets, the best kind has all; decoding writes `new_tokens` after each prompt, and the clock is held to
+    `timed_prompts` of a corpus; `timeout_s` limits one notebook cell, in seconds; `control_split` is what the counting controls
+    count.
     """
 
     name: str
@@ -46,6 +47,8 @@ class Profile:
     trial_tokens: int = 16_384
     grid: tuple[tuple[str, str], ...] = FEW_KINDS
     grid_offsets: tuple[int, ...] = (2,)
+    new_tokens: int = 16
+    timed_prompts: int = 8
     timeout_s: int = 1800
     control_split: str = "pretrain"
     needs_hub: bool = False
@@ -64,6 +67,7 @@ class Profile:
 # Pythia's last checkpoints, by size; backbones of a run share a tokenizer, so a newer family is a run with --backbone.
 PYTHIA = tuple(f"EleutherAI/pythia-{s}@step143000" for s in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"))
 FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
+FEW |= {"new_tokens": 8, "timed_prompts": 1}
 FULL = {"grid": EVERY_KIND, "grid_offsets": (2, 3, 4), "timeout_s": 10**6}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
 # of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,

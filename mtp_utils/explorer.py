@@ -1,0 +1,111 @@
+"""A page to look at: a text, and for each token what NTP, the marginal and heads said of it some tokens before.
+
+One self-contained HTML file that asks the network for nothing; the page itself is explorer.html.
+"""
+
+import html
+import json
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from .backbones import Backbone
+from .blocks import end_of
+from .heads import Heads
+from .marginal import future_log_probs
+from .training import heads_from
+
+TOP = 5  # candidates shown
+ASKED = {2: {"top_k": 64}, 3: {"top_k": 8}, 4: {"top_k": 4}}  # enumerated, so that there are bounds
+LONGEST = 256  # tokens of a text
+
+
+def said_table(backbone: Backbone, ids: list[int], heads: tuple[Heads, ...] = ()) -> pd.DataFrame:
+    """What was said of each token of a text, one row a candidate: at (the token), offset, predictor (`ntp`, `marginal`, `heads`),
+    rank, candidate (id), probability; captured_mass and certified of the marginal (nan, 0 for the others).
+
+    ids: of a text, the first of them the end of the one before; token t is spoken of from t - offset.
+    """
+    model, tokens = backbone.model, torch.tensor([ids])
+    found, frames = {("ntp", 1): future_log_probs(model, tokens, 1, exact=True)}, []
+    found |= {("marginal", k): future_log_probs(model, tokens, k, **given) for k, given in ASKED.items() if k < len(ids)}
+    said = {name: (f.log_probs[0], f.captured_mass[0], f.certified[0]) for name, f in found.items()}
+    with torch.no_grad():
+        out = model(tokens.to(model.device), output_hidden_states=True, use_cache=False).hidden_states if heads else ()
+        for one in heads:
+            states = torch.stack([out[layer] for layer in one.layers], 2)
+            for k, hidden in one(states.to(torch.promote_types(model.dtype, torch.float32))).items():
+                nothing = torch.full((len(ids),), torch.nan)
+                said["heads", k] = one.log_probs(k, hidden)[0], nothing, torch.zeros(len(ids))
+    for (predictor, k), (log_probs, mass, certified) in said.items():
+        top = log_probs[:-k].exp().topk(TOP)
+        for rank in range(TOP):
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "at": range(k, len(ids)),
+                        "offset": k,
+                        "predictor": predictor,
+                        "rank": rank,
+                        "candidate": top.indices[:, rank].cpu().numpy(),
+                        "probability": top.values[:, rank].double().cpu().numpy(),
+                        "captured_mass": mass[:-k].double().cpu().numpy(),
+                        "certified": certified[:-k].double().cpu().numpy(),
+                    }
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def explored_table(backbone: Backbone, blocks, row: int, arms: tuple = ()) -> pd.DataFrame:
+    """`said_table` of one evaluation document, with backbone, corpus and document. arms: of heads, arms.Arm."""
+    ids = blocks.tokens[row][blocks.mask[row]].tolist()
+    heads = tuple(heads_from(arm.arrays, backbone, arm.spec) for arm in arms)
+    names = {"backbone": backbone.name, "corpus": blocks.corpus, "document": blocks.documents[row]}
+    return said_table(backbone, ids, heads).assign(**names)
+
+
+def text_of(table: pd.DataFrame, tokenizer, ids: list[int], corpus: str, backbone: str) -> dict:
+    """One text as the page wants it: tokens, ids, and what was said of each."""
+    said = []
+    for (at, offset, predictor), part in table.groupby(["at", "offset", "predictor"], sort=False):
+        part = part.sort_values("rank")
+        candidates = [
+            {"id": int(c), "token": tokenizer.decode([int(c)]), "p": round(float(p), 6)}
+            for c, p in zip(part["candidate"], part["probability"], strict=True)
+        ]
+        one = {"at": int(at), "offset": int(offset), "predictor": predictor, "candidates": candidates}
+        if predictor == "marginal":
+            one |= {"mass": round(float(part["captured_mass"].iloc[0]), 6), "certified": bool(part["certified"].iloc[0])}
+        said.append(one)
+    tokens = [tokenizer.decode([i]) for i in ids]
+    return {"corpus": corpus, "backbone": backbone, "tokens": tokens, "ids": ids, "said": said}
+
+
+def page(texts: list[dict]) -> str:
+    """The whole page. What texts say is data, and cannot end the element it lies in."""
+    offsets = sorted({s["offset"] for text in texts for s in text["said"] if s["predictor"] == "marginal"})
+    data = json.dumps({"texts": texts, "offsets": offsets}, ensure_ascii=True, separators=(",", ":"))
+    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Path(__file__).with_name("explorer.html").read_text("utf-8").replace("DATA", data, 1)
+
+
+def frame(content: str, height: int = 560):
+    """The page inside a notebook's output, where it can touch nothing else."""
+    from IPython.display import HTML
+
+    escaped = html.escape(content, quote=True)
+    return HTML(f'<iframe sandbox="allow-scripts" srcdoc="{escaped}" width="100%" height="{height}" title="explorer"></iframe>')
+
+
+def explore(backbone: Backbone, text: str, heads: tuple[Heads, ...] = ()):
+    """The page for any text, shown in a notebook; of its first LONGEST tokens.
+
+    heads: on this backbone, of different offsets. Raises ValueError for a text of fewer than three tokens.
+    """
+    ids = [end_of(backbone.tokenizer), *backbone.tokenizer(text, add_special_tokens=False)["input_ids"]][:LONGEST]
+    if len(ids) < 3:
+        raise ValueError(f"text: {len(ids) - 1} tokens; at least two are needed for the token after next to be there")
+    table = said_table(backbone, ids, heads)
+    return frame(page([text_of(table, backbone.tokenizer, ids, "text", backbone.name)]))

@@ -1,0 +1,99 @@
+"""Figures of notebooks 06 and 07: a table in, a matplotlib Figure out, in the style of style.py."""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from .style import MARKERS, SIZES, STYLE, errors, new_axes
+
+DRAFTERS = {  # name -> colour, marker, line style
+    "frozen heads": STYLE["frozen"],
+    "best frozen heads": STYLE["block"],
+    "joint heads": STYLE["joint"],
+    "marginal": STYLE["marginal"],
+    "prompt lookup": STYLE["skip_bigram"],
+}
+
+
+def acceptance_by_offset(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Figure:
+    """The share of drafts accepted by offset, a panel a corpus, a line a drafter. summary: corpus, drafter, offset, metric,
+    value, ci_low, ci_high."""
+    corpora = list(dict.fromkeys(summary["corpus"]))
+    figure, axes = new_axes(len(corpora), width=3.6, height=3.2, sharey=True)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        for i, name in enumerate(dict.fromkeys(summary["drafter"])):
+            rows = summary[(summary.corpus == corpus) & (summary.drafter == name) & (summary.metric == metric)]
+            rows = rows.sort_values("offset")
+            colour, marker, style = DRAFTERS[name]
+            ax.errorbar(rows["offset"] + 0.06 * (i - 1), rows["value"], yerr=errors(rows), color=colour, marker=marker,
+                        linestyle=style, markersize=5, capsize=2, label=name)  # fmt: skip
+        ax.set(title=corpus, xlabel="offset", xticks=sorted(set(summary["offset"])), ylabel=ylabel if ax is axes[0] else "")
+        ax.set_ylim(0, 1)
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def speeds(summary: pd.DataFrame, title: str) -> Figure:
+    """Speed of each way of decoding as a ratio to plain greedy decoding (1: as fast), a panel a corpus, a marker a rung from
+    light to dark; the speed that tokens a pass and seconds a pass predict as a ring. summary: corpus, backbone, way, metric
+    (greedy_ratio, expected), value, ci_low, ci_high."""
+    corpora, ways = (list(dict.fromkeys(summary[name])) for name in ("corpus", "way"))
+    figure, axes = new_axes(len(corpora), width=4.0, height=1.2 + 0.4 * len(ways), sharey=True)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        rungs = list(dict.fromkeys(summary["backbone"]))
+        for i, rung in enumerate(rungs):
+            here = summary[(summary.corpus == corpus) & (summary.backbone == rung)]
+            y = np.arange(len(ways)) + 0.2 * (i - (len(rungs) - 1) / 2)
+            rows, model = (here[here.metric == m].set_index("way").reindex(ways) for m in ("greedy_ratio", "expected"))
+            look = {"color": SIZES[-len(rungs) :][i], "linestyle": "none", "capsize": 2, "markersize": 5}
+            ax.errorbar(rows["value"], y, xerr=errors(rows), marker=MARKERS[i], label=rung, **look)
+            ax.scatter(model["value"], y, s=70, facecolors="none", edgecolors="black", linewidths=0.7)
+        ax.axvline(1, color="black", linewidth=0.9)
+        ax.set(title=corpus, xlabel="speed / plain greedy decoding", yticks=range(len(ways)), yticklabels=ways)
+    axes[0].invert_yaxis()
+    axes[-1].scatter([], [], s=70, facecolors="none", edgecolors="black", linewidths=0.7, label="predicted")
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def against_acceptance(table: pd.DataFrame, columns: dict[str, str], title: str) -> Figure:
+    """Acceptance at offset 2 of each kind of heads against what was known of it before: a row a column of the table, a panel a
+    corpus, a marker a rung. table: corpus, backbone, acceptance and the columns; columns: name -> label of its axis."""
+    corpora, rungs = (list(dict.fromkeys(table[name])) for name in ("corpus", "backbone"))
+    figure, _ = new_axes(1, width=3.5 * len(corpora), height=2.9 * len(columns))
+    figure.clear()
+    grid = figure.subplots(len(columns), len(corpora), squeeze=False, sharey="col")
+    colours = sns.color_palette("colorblind", len(rungs))
+    for axes, (column, label) in zip(grid, columns.items(), strict=True):
+        for ax, corpus in zip(axes, corpora, strict=True):
+            for i, rung in enumerate(rungs):
+                rows = table[(table.corpus == corpus) & (table.backbone == rung)]
+                ax.scatter(rows[column], rows["acceptance"], color=colours[i], marker=MARKERS[i], s=28, label=rung)
+            ax.set(title=corpus, xlabel=label, ylabel="accepted at offset 2" if ax is axes[0] else "")
+        axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def scorecard(verdicts: pd.DataFrame, thresholds: dict[str, float]) -> Figure:
+    """Each claim's effect with its interval, in its own unit, and the line it has to lie right of. verdicts: claim, effect,
+    ci_low, ci_high, verdict."""
+    figure, _ = new_axes(1, width=7.6, height=0.85 * len(verdicts) + 0.6)
+    figure.clear()
+    axes = figure.subplots(len(verdicts), 1, squeeze=False)[:, 0]
+    looks = {"reproduced": ("#0072B2", "o"), "partly": ("#56B4E9", "s"), "inconclusive": ("#7f7f7f", "D")}
+    for ax, row in zip(axes, verdicts.to_dict("records"), strict=True):
+        colour, marker = looks.get(row["verdict"], ("#D55E00", "X"))
+        bar = [[max(0, row["effect"] - row["ci_low"])], [max(0, row["ci_high"] - row["effect"])]]
+        ax.errorbar(row["effect"], 0, xerr=bar, color=colour, marker=marker, capsize=3, markersize=7)
+        at = thresholds.get(row["claim"], 0.0)
+        ax.axvline(at, color="black", linewidth=0.9)
+        low, high = min(at, row["ci_low"]), max(at, row["ci_high"])
+        ax.set(xlim=(low - 0.12 * (high - low), high + 0.12 * (high - low)), yticks=[0], yticklabels=[row["claim"]], ylim=(-1, 1))
+        ax.tick_params(axis="x", labelsize=8)
+        ax.text(1.01, 0.5, row["verdict"], transform=ax.transAxes, va="center", fontsize=10, color=colour)
+    figure.suptitle("Every claim's contrast with its 95 % interval; the line is what it has to exceed", fontsize=11)
+    return figure
