@@ -89,19 +89,17 @@ def draft_and_verify(
         clock.stop("prompt")
         while any(row.left for row in out):
             use = widths[: max(row.left for row in out) - 1]
-            drafts = drafter([row.ids for row in out], prefix.states, use, memory) if use else torch.full((len(out), 0, 1), -1)
-            tree = tree_of(use[: int((drafts[:, :, 0] >= 0).any(0).sum())])
-            chosen = drafts[:, [d - 1 for d in tree.depth[1:]], tree.choice[1:]]  # (rows, nodes - 1)
-            tokens = torch.cat([torch.tensor([[row.ids[-1]] for row in out]), chosen], 1)
+            drafts = drafter([row.ids for row in out], prefix.states, use, memory).tolist() if use else [[] for _ in out]
+            tree = tree_of(use[: max(sum(best[0] >= 0 for best in of_row) for of_row in drafts)])
+            tokens = [tree.tokens(row.ids[-1], of_row) for row, of_row in zip(out, drafts, strict=True)]
             clock.stop("draft")
-            picks = _picked(prefix.verify(tokens.clamp(min=0).to(model.device), tree), temperature, rng)
-            kept = []
-            for i, (row, ours, theirs) in enumerate(zip(out, tokens.tolist(), picks, strict=True)):
+            picks, kept = _picked(prefix.verify(tokens, tree), temperature, rng), []
+            for i, (row, ours, theirs) in enumerate(zip(out, tokens, picks, strict=True)):
                 kept.append(tree.follow(ours, theirs) if row.left else [0])
                 if row.left:
                     accepted = [ours[node] for node in kept[-1][1:]]
                     cut = row.left <= len(widths) or eos_token_id in accepted
-                    log.append((i, n_passes, len(row.ids), drafts[i, :, 0].tolist(), len(accepted), cut))
+                    log.append((i, n_passes, len(row.ids), [best[0] for best in drafts[i]], len(accepted), cut))
                     row.add([*accepted, theirs[kept[-1][-1]]])
             prefix.keep(kept)
             n_passes += 1
@@ -119,55 +117,59 @@ class Prefix:
 
     def __init__(self, model, rows: list[torch.Tensor], layers: tuple[int, ...]):
         self.model, self.layers, self.cache = model, layers, DynamicCache()
-        self.split = model.base_model is not model and unembeds(model)
-        self.limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-        self.length = torch.tensor([len(row) for row in rows], device=model.device)
+        config = model.config.get_text_config()
+        self.split, last = model.base_model is not model and unembeds(model), (config.num_hidden_layers,)
+        self.inner = bool(layers) and (not self.split or layers != last)  # whether other states than the last are read
+        self.limit = getattr(config, "max_position_embeddings", None) or 2**31
+        self.length = [len(row) for row in rows]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        self.there = torch.arange(ids.shape[1], device=model.device) < self.length[:, None]  # (rows, columns)
+        length = torch.tensor(self.length, device=ids.device)
+        self.there = torch.arange(ids.shape[1], device=ids.device) < length[:, None]  # (rows, columns)
         last, self.hidden = self._run(ids, attention_mask=self.there.long())
-        last = last[torch.arange(len(rows), device=model.device), self.length - 1]
+        last = last[torch.arange(len(rows), device=ids.device), length - 1]
         self.logits = unembed(model, last) if self.split else last
         self.states = [h[: len(row)] for h, row in zip(self.hidden, rows, strict=True)]
 
     def _run(self, ids: torch.Tensor, **where) -> tuple[torch.Tensor, torch.Tensor]:
         """(rows, n, d) before the LM head, or (rows, n, vocab) where it cannot be run apart; (rows, n, layers, d)."""
-        run, n = (self.model.base_model if self.split else self.model), self.model.config.get_text_config().num_hidden_layers
-        inner = bool(self.layers) and (not self.split or self.layers != (n,))
-        out = run(input_ids=ids, past_key_values=self.cache, use_cache=True, output_hidden_states=inner, **where)
+        run = self.model.base_model if self.split else self.model
+        out = run(input_ids=ids, past_key_values=self.cache, use_cache=True, output_hidden_states=self.inner, **where)
         last = out.last_hidden_state if self.split else out.logits
-        if inner:
+        if self.inner:
             hidden = torch.stack([out.hidden_states[layer] for layer in self.layers], 2)
         else:
             hidden = last[:, :, None] if self.layers else last[:, :, :0]
         return last, hidden.to(torch.promote_types(self.model.dtype, torch.float32))
 
-    def verify(self, tokens: torch.Tensor, tree: "Tree") -> torch.Tensor:
-        """Logits (rows, nodes, vocab) of the base model after each node. tokens (rows, nodes)."""
-        depth, mask = torch.tensor(tree.depth, device=tokens.device), None
-        if tokens.numel() > 1:
-            sees = tree.sees.to(tokens.device).expand(len(tokens), -1, -1)
+    def verify(self, tokens: list[list[int]], tree: "Tree") -> torch.Tensor:
+        """Logits (rows, nodes, vocab) of the base model after each node; tokens of each row, -1 where it has no draft."""
+        device, mask = self.there.device, None
+        if len(tokens) * len(tree.depth) > 1:
+            sees = tree.sees.to(device).expand(len(tokens), -1, -1)
             sees = torch.cat([self.there[:, None].expand(-1, sees.shape[1], -1), sees], 2)[:, None]
-            mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=tokens.device)  # numbers: eager attention adds them
+            mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=device)  # numbers: eager attention adds them
             mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
-        position = (self.length[:, None] + depth).clamp(max=self.limit - 1)  # beyond it only in rows that have ended
-        last, self.hidden = self._run(tokens, attention_mask=mask, position_ids=position)
+        position = [[min(n + d, self.limit - 1) for d in tree.depth] for n in self.length]  # beyond: in rows that have ended
+        ids, position = (torch.tensor(x, device=device) for x in ([[max(0, t) for t in row] for row in tokens], position))
+        last, self.hidden = self._run(ids, attention_mask=mask, position_ids=position)
         return unembed(self.model, last) if self.split else last
 
     def keep(self, paths: list[list[int]]) -> None:
         """Keep these nodes of each row, in this order, and forget the others."""
-        start, longest = self.there.shape[1], max(map(len, paths))
-        index = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=self.there.device)
-        counts = torch.tensor([len(path) for path in paths], device=self.there.device)
-        moved = any(path != list(range(len(path))) for path in paths)
+        start, longest, device = self.there.shape[1], max(map(len, paths)), self.there.device
+        index = None
+        if any(path != list(range(len(path))) for path in paths):
+            index = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=device)[:, None, :, None]
         for layer in self.cache.layers:
             for name in ("keys", "values"):
                 x = getattr(layer, name)
-                if moved:
-                    where = index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+                if index is not None:
+                    where = index.expand(-1, x.shape[1], -1, x.shape[3])
                     x[:, :, start : start + longest] = x[:, :, start:].gather(2, where)
                 setattr(layer, name, x[:, :, : start + longest])
-        kept = torch.arange(longest, device=counts.device) < counts[:, None]
-        self.there, self.length = torch.cat([self.there, kept], 1), self.length + counts
+        kept = torch.tensor([[i < len(path) for i in range(longest)] for path in paths], device=device)
+        self.there = torch.cat([self.there, kept], 1)
+        self.length = [n + len(path) for n, path in zip(self.length, paths, strict=True)]
         self.states = [h[path] for h, path in zip(self.hidden, paths, strict=True)]
 
 
@@ -181,6 +183,10 @@ class Tree:
     choice: list[int]
     children: list[list[int]]
     sees: torch.Tensor
+
+    def tokens(self, certain: int, drafts: list[list[int]]) -> list[int]:
+        """The token of each node; drafts: of each offset the candidates, -1 for none."""
+        return [certain, *(drafts[d - 1][c] for d, c in zip(self.depth[1:], self.choice[1:], strict=True))]
 
     def follow(self, ours: list[int], theirs: list[int]) -> list[int]:
         """The nodes from the first one on whose token is what the base model says at the node before."""

@@ -18,7 +18,8 @@ from .training import heads_from
 
 TOP = 5  # candidates shown
 ASKED = {2: {"top_k": 64}, 3: {"top_k": 8}, 4: {"top_k": 4}}  # enumerated, so that there are bounds
-LONGEST = 256  # tokens of a text
+LONGEST = 256  # tokens of a text of the user's
+SHOWN = 128  # of a document of ours
 
 
 def said_table(backbone: Backbone, ids: list[int], heads: tuple[Heads, ...] = ()) -> pd.DataFrame:
@@ -59,33 +60,39 @@ def said_table(backbone: Backbone, ids: list[int], heads: tuple[Heads, ...] = ()
 
 
 def explored_table(backbone: Backbone, blocks, row: int, arms: tuple = ()) -> pd.DataFrame:
-    """`said_table` of one evaluation document, with backbone, corpus and document. arms: of heads, arms.Arm."""
-    ids = blocks.tokens[row][blocks.mask[row]].tolist()
+    """`said_table` of one evaluation document with its tokens as text, and backbone, corpus, document. arms: of heads."""
+    ids = blocks.tokens[row][blocks.mask[row]].tolist()[:SHOWN]
     heads = tuple(heads_from(arm.arrays, backbone, arm.spec) for arm in arms)
     names = {"backbone": backbone.name, "corpus": blocks.corpus, "document": blocks.documents[row]}
-    return said_table(backbone, ids, heads).assign(**names)
+    return with_text(said_table(backbone, ids, heads), ids, backbone.tokenizer).assign(**names)
 
 
-def text_of(table: pd.DataFrame, tokenizer, ids: list[int], corpus: str, backbone: str) -> dict:
-    """One text as the page wants it: tokens, ids, and what was said of each."""
-    said = []
-    for (at, offset, predictor), part in table.groupby(["at", "offset", "predictor"], sort=False):
-        part = part.sort_values("rank")
-        candidates = [
-            {"id": int(c), "token": tokenizer.decode([int(c)]), "p": round(float(p), 6)}
-            for c, p in zip(part["candidate"], part["probability"], strict=True)
-        ]
-        one = {"at": int(at), "offset": int(offset), "predictor": predictor, "candidates": candidates}
-        if predictor == "marginal":
-            one |= {"mass": round(float(part["captured_mass"].iloc[0]), 6), "certified": bool(part["certified"].iloc[0])}
-        said.append(one)
-    tokens = [tokenizer.decode([i]) for i in ids]
-    return {"corpus": corpus, "backbone": backbone, "tokens": tokens, "ids": ids, "said": said}
+def with_text(table: pd.DataFrame, ids: list[int], tokenizer) -> pd.DataFrame:
+    """The table with `token` (id of the one spoken of), and the text of both as JSON, whose quotes keep every character."""
+    token = [ids[at] for at in table["at"]]
+    text = {i: json.dumps(tokenizer.decode([i])) for i in {*token, *table["candidate"].tolist()}}
+    texts = {"token_text": [text[i] for i in token], "candidate_text": [text[i] for i in table["candidate"]]}
+    return table.assign(token=token, **texts)
+
+
+def text_of(table: pd.DataFrame, corpus: str, backbone: str) -> dict:
+    """One text as the page wants it: ids of its tokens (from the first that anything was said of), and what was said of them:
+    at, offset, predictor, candidates, their probabilities, captured mass and certified (null but for the marginal)."""
+    spoken, said = table.drop_duplicates("at").sort_values("at"), []
+    first = int(spoken["at"].iloc[0])
+    for (at, offset, predictor), part in table.sort_values("rank").groupby(["at", "offset", "predictor"], sort=False):
+        bounds = [round(float(part["captured_mass"].iloc[0]), 5), bool(part["certified"].iloc[0])]
+        bounds = bounds if predictor == "marginal" else [None, None]
+        p = part["probability"].round(5).tolist()
+        said.append([int(at) - first, int(offset), predictor, part["candidate"].tolist(), p, *bounds])
+    names = {str(i): json.loads(t) for i, t in zip(table["candidate"], table["candidate_text"], strict=True)}
+    names |= {str(i): json.loads(t) for i, t in zip(spoken["token"], spoken["token_text"], strict=True)}
+    return {"corpus": corpus, "backbone": backbone, "ids": spoken["token"].tolist(), "names": names, "said": said}
 
 
 def page(texts: list[dict]) -> str:
     """The whole page. What texts say is data, and cannot end the element it lies in."""
-    offsets = sorted({s["offset"] for text in texts for s in text["said"] if s["predictor"] == "marginal"})
+    offsets = sorted({offset for text in texts for _, offset, predictor, *_ in text["said"] if predictor == "marginal"})
     data = json.dumps({"texts": texts, "offsets": offsets}, ensure_ascii=True, separators=(",", ":"))
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return Path(__file__).with_name("explorer.html").read_text("utf-8").replace("DATA", data, 1)
@@ -107,5 +114,5 @@ def explore(backbone: Backbone, text: str, heads: tuple[Heads, ...] = ()):
     ids = [end_of(backbone.tokenizer), *backbone.tokenizer(text, add_special_tokens=False)["input_ids"]][:LONGEST]
     if len(ids) < 3:
         raise ValueError(f"text: {len(ids) - 1} tokens; at least two are needed for the token after next to be there")
-    table = said_table(backbone, ids, heads)
-    return frame(page([text_of(table, backbone.tokenizer, ids, "text", backbone.name)]))
+    table = with_text(said_table(backbone, ids, heads), ids, backbone.tokenizer)
+    return frame(page([text_of(table, "text", backbone.name)]))

@@ -86,14 +86,7 @@ def _compare_stem(stem: str) -> list[tuple[str, str]]:
 
 
 def _refuse_incomplete(source: Path) -> None:
-    from .reproduce import all_notebooks
-
-    missing = []
-    for path in all_notebooks():
-        entry_path = paths.notebooks(PROFILE) / f"{path.stem}.finished.json"
-        entry = json.loads(entry_path.read_text("utf-8")) if entry_path.is_file() else {}
-        if entry.get("source_sha256") != artifacts.source_sha256(path.stem):
-            missing.append(path.stem)
+    missing = artifacts.unfinished(PROFILE)
     if missing or not (source / "manifest.json").is_file():
         raise Stop(f"the default run is not complete, run ./reproduce.sh first: {', '.join(missing) or 'no notebooks'}")
     if altered := _altered(source):
@@ -118,7 +111,8 @@ def _altered(folder: Path) -> list[tuple[str, str, str]]:
 def _expected_files(manifest: dict) -> dict[str, str]:
     figures = manifest["figures"].items()
     files = {f"{stem}.{kind}": digest for stem, f in figures for kind, digest in f["outputs"].items()}
-    return files | {"scorecard.md": manifest["scorecard_sha256"]}
+    page = {artifacts.EXPLORER: manifest["explorer_sha256"]} if "explorer_sha256" in manifest else {}
+    return files | {"scorecard.md": manifest["scorecard_sha256"]} | page
 
 
 def _manifest(folder: Path) -> dict:

@@ -77,6 +77,11 @@ class Run:
         record = {"stem": stem, **self._origin(), "alt": alt, "outputs": outputs, "tables": list(self._tables)}
         records.write_table(folder / f"{stem}.csv", table, record | {"provenance": self._stamp()})
 
+    def save_page(self, content: str) -> None:
+        """Write the explorer's page beside the figures."""
+        if ranks.first():
+            records.write_atomic(paths.figures(self.profile.name) / artifacts.EXPLORER, content.encode())
+
     def skip(self, what: str, reason: str) -> None:
         """Say that a part is left out, and why: here, and in the table at the end of the run."""
         self._skipped.append(f"{what}: {reason}")

@@ -1,0 +1,176 @@
+"""The page says what its table says, of the right tokens, and nothing in a text becomes markup."""
+
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_backbone
+
+from mtp_utils import explorer
+from mtp_utils.heads import Heads, HeadSpec
+from mtp_utils.marginal import future_log_probs
+
+TEXTS = ["<script>document.title='bad'</script>", "</script><b>", " a", "\n", "&amp;", "\u00e9\U0001f600", '"']
+IDS = [0, 3, 1, 4, 1, 5, 2, 6, 0, 3]
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch):
+    monkeypatch.setattr(explorer, "ASKED", {2: {"top_k": 5}, 3: {"top_k": 3}, 4: {"top_k": 2}})
+
+
+def backbone():
+    words = SimpleNamespace(decode=lambda ids: "".join(TEXTS[i] for i in ids), eos_token_id=0)
+    b = tiny_backbone("llama")
+    return SimpleNamespace(**vars(b) | {"tokenizer": words})
+
+
+def table_of(b, name="tiny/a"):
+    return explorer.with_text(explorer.said_table(b, IDS, (Heads(b, HeadSpec(offsets=(2, 3))),)), IDS, b.tokenizer)
+
+
+def page_of(b, names=("tiny/a", "tiny/b")):
+    return explorer.page([explorer.text_of(table_of(b), corpus, name) for name in names for corpus in ("one", "two")])
+
+
+def test_what_is_said_of_a_token_is_what_the_position_before_it_says():
+    b = backbone()
+    table = explorer.said_table(b, IDS, (Heads(b, HeadSpec("residual", offsets=(3,))),))
+    given = {("ntp", 1): {"exact": True}, ("marginal", 2): explorer.ASKED[2], ("marginal", 4): explorer.ASKED[4]}
+    for (predictor, k), options in given.items():
+        f = future_log_probs(b.model, torch.tensor([IDS]), k, **options)
+        part = table[(table.predictor == predictor) & (table.offset == k)]
+        assert sorted(part["at"].unique()) == list(range(k, len(IDS)))
+        for row in part.itertuples():
+            assert np.isclose(row.probability, float(f.log_probs[0, row.at - k, row.candidate].exp()), atol=1e-6)
+    best = table[(table.predictor == "heads") & (table["rank"] == 0)]  # an untrained head is the LM head
+    with torch.no_grad():
+        says = b.model(torch.tensor([IDS]), use_cache=False).logits[0].argmax(-1).tolist()
+    assert dict(zip(best["at"], best["candidate"], strict=True)) == {t + 3: says[t] for t in range(len(IDS) - 3)}
+    assert table[table.predictor == "marginal"]["captured_mass"].between(0, 1 + 1e-5).all()
+
+
+def test_nothing_that_a_text_says_is_markup():
+    page = page_of(backbone())
+    assert (
+        page.count("<script") == 2
+        and page.count("</script>") == 2
+        and "<b>" not in page.split('id="data">')[1].split("</script>")[0]
+    )
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert data["texts"][0]["names"]["0"] == TEXTS[0]
+    assert "http" not in page.replace("http-equiv", "")
+    framed = explorer.frame(page).data
+    assert framed.count("<") == 2 and framed.startswith('<iframe sandbox="allow-scripts" srcdoc="')
+
+
+def test_a_text_too_short_for_the_token_after_next_is_refused():
+    class Words:
+        eos_token_id, bos_token_id, unk_token_id = 0, None, None
+
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [1] * len(text)}
+
+        def convert_tokens_to_ids(self, token):
+            return None
+
+        def decode(self, ids):
+            return TEXTS[ids[0]]
+
+    b = SimpleNamespace(**vars(tiny_backbone("llama")) | {"tokenizer": Words()})
+    with pytest.raises(ValueError, match="at least two are needed"):
+        explorer.explore(b, "x")
+    assert "iframe" in explorer.explore(b, "xxxx").data
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        assert os.environ.get("MTP_BROWSER") != "required", "chromium and chromedriver are not here, and this run requires them"
+        pytest.skip("chromium and chromedriver are not here (Debian: apt install chromium chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1100,900"):
+        options.add_argument(word)
+    options.binary_location = shutil.which("chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def said_on(browser) -> dict:
+    """(predictor, offset) -> rows of text of the tables that the page shows."""
+    script = """return [...document.querySelectorAll('#said table')].map(t => [t.dataset.predictor, +t.dataset.offset,
+        t.caption.textContent, [...t.tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent))])"""
+    return {(predictor, offset): (caption, rows) for predictor, offset, caption, rows in browser.execute_script(script)}
+
+
+def expected_of(table, at: int, offset: int) -> dict:
+    """What the page has to show of a token, from the table."""
+    found = {}
+    for (predictor, k), part in table[(table["at"] == at) & table.offset.isin([1, offset])].groupby(["predictor", "offset"]):
+        p, mass = part["probability"].round(5), part["captured_mass"].round(5)
+        rows = [[f"{x:.3f}"] for x in p]
+        if predictor == "marginal":
+            rows = [[f"{x:.3f}", f"{min(1, x + 1 - m):.3f}"] for x, m in zip(p, mass, strict=True)]
+        found[predictor, k] = rows, bool(part["certified"].iloc[0])
+    return found
+
+
+def check(browser, table, at: int, offset: int) -> None:
+    shown, expected = said_on(browser), expected_of(table, at, offset)
+    assert shown.keys() == expected.keys()
+    for name, (rows, certified) in expected.items():
+        caption, cells = shown[name]
+        assert all(
+            abs(float(a) - float(b)) < 0.0011 for x, y in zip(cells, rows, strict=True) for a, b in zip(x[1:], y, strict=True)
+        )
+        if name[0] == "marginal":
+            assert ("not certified" in caption) != certified
+
+
+def test_in_a_browser_pointing_and_the_keyboard_show_the_numbers_of_the_table(browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    b = backbone()
+    table, path = table_of(b), tmp_path / "explorer.html"
+    path.write_text(page_of(b), encoding="utf-8")
+    browser.get(path.as_uri())
+    tokens = browser.find_elements(By.CSS_SELECTOR, "#text button")
+    assert len(tokens) == len(IDS) - 1 and browser.title != "bad"
+    first = int(table["at"].min())
+    assert tokens[8 - first].get_property("textContent") == TEXTS[0]  # shown as text
+    ActionChains(browser).move_to_element(tokens[5 - first]).perform()
+    check(browser, table, 5, 2)
+    browser.execute_script("arguments[0].focus()", tokens[3])
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+    check(browser, table, 4 + first, 2)
+    ActionChains(browser).send_keys(Keys.TAB).perform()
+    check(browser, table, 5 + first, 2)
+    assert browser.switch_to.active_element.get_attribute("aria-label").startswith("token 5")
+    browser.find_element(By.CSS_SELECTOR, "input[name=offset][value='3']").click()
+    tokens = browser.find_elements(By.CSS_SELECTOR, "#text button")
+    ActionChains(browser).move_to_element(tokens[6 - first]).perform()
+    check(browser, table, 6, 3)
+    for at, button in enumerate(tokens, first):  # the colour: was the marginal's first candidate right?
+        said = table[(table["at"] == at) & (table.predictor == "marginal") & (table.offset == 3) & (table["rank"] == 0)]
+        wanted = "" if said.empty else "right" if int(said["candidate"].iloc[0]) == IDS[at] else "wrong"
+        assert button.get_attribute("class") == wanted
+    for kind, value in (("corpus", "two"), ("backbone", "tiny/b")):
+        browser.find_element(By.CSS_SELECTOR, f"input[name={kind}][value='{value}']").click()
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#text button")) == len(tokens)
+    colours = []
+    for scheme in ("light", "dark"):
+        features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
+        colours.append(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert colours[0] != colours[1]
+    assert browser.get_log("browser") == []
