@@ -103,7 +103,8 @@ def frame(content: str, height: int = 560):
     from IPython.display import HTML
 
     escaped = html.escape(content, quote=True)
-    return HTML(f'<iframe sandbox="allow-scripts" srcdoc="{escaped}" width="100%" height="{height}" title="explorer"></iframe>')
+    options = f'sandbox="allow-scripts" width="100%" height="{height}" title="explorer"'
+    return HTML(f'<div><iframe {options} srcdoc="{escaped}"></iframe></div>')
 
 
 def explore(backbone: Backbone, text: str, heads: tuple[Heads, ...] = ()):

@@ -17,7 +17,9 @@ BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
 RTOL, ATOL = 0.02, 0.01
 # Training carries such differences on. [measured] Between a processor without AVX-512 and bfloat16 and one that trains in
 # bfloat16, the largest difference in the tables of notebooks 03 to 05 was 0.067, at the end of an interval.
-TRAINED, RTOL_TRAINED, ATOL_TRAINED = ("03", "04", "05"), 0.05, 0.07
+TRAINED, RTOL_TRAINED, ATOL_TRAINED = ("03", "04", "05", "06", "07"), 0.05, 0.07
+COUNTED = "06"  # how many passes there were depends on what was decoded
+TIMED = "06_speed"  # ratios of seconds: only its text is compared
 
 
 def publish() -> int:
@@ -82,6 +84,10 @@ def _compare_stem(stem: str) -> list[tuple[str, str]]:
     tables = [read_table(folder / f"{stem}.csv") for folder in (paths.FIGURES, paths.figures(PROFILE))]
     if any(table is None for table in tables):
         return [("file", "is not the one its JSON describes")]
+    if stem.startswith(COUNTED):
+        tables = [table.astype({c: float for c in table if c.startswith("n_")}) for table in tables]
+    if stem == TIMED:
+        tables = [table.select_dtypes(exclude="number") for table in tables]
     return compare(*tables, *((RTOL_TRAINED, ATOL_TRAINED) if stem.startswith(TRAINED) else (RTOL, ATOL)))
 
 

@@ -8,8 +8,10 @@ from tiny_models import PACKED, VOCAB, stop_in_step_11, tiny_backbone, tiny_mode
 from mtp_utils import attention, joint, measures
 from mtp_utils.backbones import load_backbone
 from mtp_utils.blocks import Blocks
+from mtp_utils.decoding import draft_and_verify, greedy_decode
+from mtp_utils.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
 from mtp_utils.features import FrozenFeatures
-from mtp_utils.heads import HeadSpec
+from mtp_utils.heads import Heads, HeadSpec
 from mtp_utils.joint import Joint, joint_training
 from mtp_utils.marginal import future_log_probs, future_tokens
 from mtp_utils.training import Training, trained_heads
@@ -109,3 +111,14 @@ def test_measured_tables_agree():
     for name in here:
         same = np.isclose(here[name], there[name], atol=1e-3, equal_nan=True).reshape(len(here[name]), -1).all(1)
         assert same.mean() >= (0.5 if name.endswith((".3", ".4", "sampled")) else 1.0), name  # a draw may turn over
+
+
+@pytest.mark.parametrize("kind", ["residual", "block"])
+def test_draft_and_verify_gives_the_tokens_of_greedy_decoding(kind):
+    b = load_backbone("ladder/w64", device="cuda", dtype=torch.float64)
+    prompts = [random_ids(1024, (1, n))[0] for n in (40, 7)]
+    answers = [greedy_decode(b.model, ids, 12).tolist() for ids in prompts]
+    drafters = HeadDrafter(Heads(b, HeadSpec(kind, offsets=(2, 3)))), MarginalDrafter(b.model, {2: {"top_k": 4}}), LookupDrafter()
+    for drafter in drafters:
+        for widths in (None, (2,)):
+            assert [x.tolist() for x in draft_and_verify(b.model, drafter, prompts, 12, widths).tokens] == answers

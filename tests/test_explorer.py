@@ -65,7 +65,7 @@ def test_nothing_that_a_text_says_is_markup():
     assert data["texts"][0]["names"]["0"] == TEXTS[0]
     assert "http" not in page.replace("http-equiv", "")
     framed = explorer.frame(page).data
-    assert framed.count("<") == 2 and framed.startswith('<iframe sandbox="allow-scripts" srcdoc="')
+    assert framed.count("<") == 4 and framed.startswith('<div><iframe sandbox="allow-scripts" ')
 
 
 def test_a_text_too_short_for_the_token_after_next_is_refused():

@@ -7,7 +7,7 @@ import matplotlib
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from toy_run import write_notebook
+from toy_run import ROOT, write_notebook
 
 from mtp_utils import artifacts, paths, publish
 from mtp_utils.execute import Stop
@@ -118,6 +118,39 @@ def test_publish_copies_the_run_and_renews_the_findings(repository):
     assert readme.startswith("# Title\n\n") and readme.endswith(f"{publish.END}\nrest\n")
     assert "| reproduced |" in readme and "old" not in readme
     assert publish.check() == 0
+
+
+def test_the_page_is_published_with_the_figures_and_checked_like_them():
+    run = whole_run()
+    run.save_page("<p>page</p>")
+    run.finish()
+    assert publish.publish() == 0 and publish.check() == 0
+    page = paths.FIGURES / artifacts.EXPLORER
+    assert page.read_text() == "<p>page</p>"
+    page.write_text("<p>another</p>")
+    assert publish.check() == 1
+
+
+def test_of_a_table_of_seconds_only_the_text_is_compared_and_of_passes_not_their_exact_number():
+    tables = {
+        "06_speed": [pd.DataFrame({"way": ["a"], "value": [v], "n_documents": [8]}) for v in (1.0, 2.0)],
+        "06_acceptance": [pd.DataFrame({"value": [0.5], "n_positions": [n]}) for n in (100, 101)],
+        "01_line": [pd.DataFrame({"value": [0.5], "n_positions": [n]}) for n in (100, 101)],
+    }
+    for stem, (published, here) in tables.items():
+        write_table(paths.FIGURES / f"{stem}.csv", published)
+        write_table(paths.figures("default") / f"{stem}.csv", here)
+    assert [bool(publish._compare_stem(stem)) for stem in tables] == [False, False, True]
+    write_table(paths.figures("default") / "06_speed.csv", tables["06_speed"][0].assign(way="b"))
+    assert publish._compare_stem("06_speed")
+
+
+def test_the_findings_of_the_readme_are_those_of_the_published_tables():
+    verdicts = read_table(ROOT / "figures" / "07_scorecard.csv")
+    text = artifacts.scorecard(verdicts, "default")
+    assert set(verdicts["claim"]) == set(artifacts.CLAIMS) and len(verdicts) == len(artifacts.CLAIMS)
+    assert publish._with_findings((ROOT / "README.md").read_text("utf-8"), text) == (ROOT / "README.md").read_text("utf-8")
+    assert (ROOT / "figures" / "scorecard.md").read_text("utf-8") == text
 
 
 def test_publish_refuses_a_run_that_is_not_whole(repository):
