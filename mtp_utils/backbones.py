@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import hub, paths
+from . import hub, paths, ranks
 from .profiles import own_of
 from .runtime import choose_device, choose_dtype
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 PREFIX = "ladder/"
+ROOM = 0.7  # of a device's free memory that weights may take
 OWN = "own/"  # and the directory's name: one of those that reproduce.sh --backbone was given
 
 
@@ -46,19 +47,25 @@ def load_backbone(
 ) -> Backbone:
     """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (revision: here or as `name@revision`).
 
-    On the accelerator if there is one, unless `device` says otherwise. Safetensors only, no remote code, always an explicit
+    On the accelerator if there is one, unless `device` says otherwise; over all accelerators and the main memory (`auto`) if its
+    weights leave too little of one accelerator free: then it can be measured, not trained. Safetensors only, no remote code, always an explicit
     dtype, by default that of `runtime.choose_dtype`, and float32 for the ladder. Raises ValueError that names what was asked,
     what is available and what to do: an unknown rung, a changed file, a directory without a model, no network.
     """
     folder, source = _find(name, revision)
-    device = torch.device(device) if device else choose_device()[0]
+    spread = device == "auto"
+    device = torch.device(device) if device and not spread else choose_device()[0]
     dtype = dtype or (torch.float32 if source == "ladder" else choose_dtype(device)[0])
+    spread = spread or too_large(folder, device, dtype)
+    if spread and ranks.count() > 1:
+        raise ValueError(f"{name} does not fit into one device beside what is computed with it: start one process, not several")
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **LOCAL)
+        where = {"device_map": "auto"} if spread else {}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **where, **LOCAL)
         tokenizer = _tokenizer(folder, source)
     except (OSError, ValueError) as error:
         raise ValueError(_explain(name, source, error)) from error
-    model = model.to(device).eval().requires_grad_(False)
+    model = (model if spread else model.to(device)).eval().requires_grad_(False)
     total = sum(p.numel() for p in model.parameters())
     embeddings = {
         id(p): p.numel()
@@ -71,6 +78,15 @@ def load_backbone(
     fingerprint += "" if dtype == torch.float32 else f" {dtype}"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
+
+
+def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the weights in a folder, held in that dtype, would fill more than ROOM of what is free on a CUDA device."""
+    if device.type != "cuda":
+        return False
+    stored = AutoConfig.from_pretrained(folder, **LOCAL).dtype or torch.float32
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) * dtype.itemsize / stored.itemsize
+    return size > ROOM * torch.cuda.mem_get_info(device)[0]
 
 
 def look_at(name: str, revision: str | None = None):
@@ -125,7 +141,7 @@ def final_norm(model: PreTrainedModel) -> torch.nn.Module:
 def unembed(model: PreTrainedModel, hidden: torch.Tensor, head: torch.nn.Module | None = None) -> torch.Tensor:
     """Logits (..., vocab) of normalised hidden states (..., d): the model's LM head (or `head`), with its soft cap if any."""
     head = head or model.get_output_embeddings()
-    logits = head(hidden.to(head.weight.dtype))
+    logits = head(hidden.to(head.weight.dtype)).to(hidden.device)  # of a model on several devices the head may lie elsewhere
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -134,9 +134,9 @@ class Prefix:
         """(rows, n, d) before the LM head, or (rows, n, vocab) where it cannot be run apart; (rows, n, layers, d)."""
         run = self.model.base_model if self.split else self.model
         out = run(input_ids=ids, past_key_values=self.cache, use_cache=True, output_hidden_states=self.inner, **where)
-        last = out.last_hidden_state if self.split else out.logits
+        last = (out.last_hidden_state if self.split else out.logits).to(ids.device)
         if self.inner:
-            hidden = torch.stack([out.hidden_states[layer] for layer in self.layers], 2)
+            hidden = torch.stack([out.hidden_states[layer].to(ids.device) for layer in self.layers], 2)
         else:
             hidden = last[:, :, None] if self.layers else last[:, :, :0]
         return last, hidden.to(torch.promote_types(self.model.dtype, torch.float32))

@@ -59,6 +59,8 @@ class Together:
     """A copy of a backbone, with adapters if asked for, and heads on it (or none); what is trained, and the best of it."""
 
     def __init__(self, backbone: Backbone, spec: HeadSpec | None, how: Joint):
+        if len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1:
+            raise ValueError(f"{backbone.name} lies on several devices: it can be measured, but not trained")
         model = copy.deepcopy(backbone.model).float().requires_grad_(False)
         self.backbone, self.best = dataclasses.replace(backbone, model=model), {}
         self.heads = Heads(self.backbone, spec, how.seed) if spec else None

@@ -162,4 +162,4 @@ class Packed:
         if plan.calls != len(self.layers):
             raise NotImplementedError(f"packed attention served {plan.calls} of {len(self.layers)} layers")
         self.windows |= plan.windows
-        return out[kind]
+        return out[kind].to(t.device)  # of a model on several devices the last layer may lie elsewhere

@@ -1,5 +1,6 @@
 """Loading: the embedded ladder, local directories, and errors that say what to do; pre-training resumes to the bit."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -8,9 +9,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import tiny_backbone
+from transformers import AutoModelForCausalLM
 
 from mtp_utils import backbones, execute, loop, paths, pretrain, specs
 from mtp_utils.backbones import available_backbones, load_backbone
+from mtp_utils.decoding import draft_and_verify
+from mtp_utils.drafters import HeadDrafter
+from mtp_utils.features import FrozenFeatures
+from mtp_utils.heads import Heads, HeadSpec
+from mtp_utils.joint import Joint, Together
+from mtp_utils.marginal import future_log_probs
 
 
 def test_rungs_come_first_and_all_load():
@@ -231,3 +240,43 @@ def test_blocked_attention_is_plain_causal_attention():
     plain = model(ids).logits
     model.set_attn_implementation(specs.BLOCKED)
     assert torch.allclose(model(ids).logits, plain, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ("gpt_neox", "llama", "gpt2"))
+def test_a_model_whose_layers_lie_in_different_places_is_measured_like_one_in_one(name, tmp_path):
+    whole = tiny_backbone(name)
+    whole.model.save_pretrained(tmp_path)
+    inner = whole.model.base_model_prefix
+    parts = [n for n, _ in whole.model.named_children() if n != inner]
+    parts += [f"{inner}.{n}" for n, m in getattr(whole.model, inner).named_children() if not isinstance(m, torch.nn.ModuleList)]
+    lists = [f"{inner}.{n}" for n, m in getattr(whole.model, inner).named_children() if isinstance(m, torch.nn.ModuleList)]
+    places = dict.fromkeys(parts, "cpu") | {f"{lists[0]}.0": "cpu", f"{lists[0]}.1": "disk"}
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, device_map=places, offload_folder=tmp_path / "off"
+    )
+    assert {p.device.type for p in model.parameters()} == {"cpu", "meta"}
+    apart = dataclasses.replace(whole, model=model.eval().requires_grad_(False))
+    ids = torch.randint(7, (3, 12), generator=torch.Generator().manual_seed(0))
+    one, two = (future_log_probs(b.model, ids, 2, top_k=3).log_probs.exp() for b in (whole, apart))
+    assert (one - two).abs().max() < 1e-6
+    one, two = (FrozenFeatures(b, ids, (0, 1, 2)).states for b in (whole, apart))
+    assert np.array_equal(one, two)
+    one, two = (draft_and_verify(b.model, HeadDrafter(Heads(b, HeadSpec(offsets=(2,)))), ids, 6).tokens for b in (whole, apart))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    with pytest.raises(ValueError, match="lies on several devices"):
+        Together(apart, HeadSpec(), Joint(1e-3, 10))
+
+
+def test_a_model_is_spread_where_its_weights_would_fill_one_device_and_only_in_one_process(tmp_path, monkeypatch):
+    tiny_backbone().model.half().save_pretrained(tmp_path)
+    size = sum(p.stat().st_size for p in tmp_path.glob("*.safetensors"))
+    cuda = torch.device("cuda")
+    for free, dtype, expected in ((2 * size, torch.float16, False), (2 * size, torch.float32, True), (size, torch.float16, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * free))
+        assert backbones.too_large(tmp_path, cuda, dtype) is expected
+    assert not backbones.too_large(tmp_path, torch.device("cpu"), torch.float32)
+    spread, plain = (load_backbone("ladder/w16", device=device) for device in ("auto", "cpu"))
+    assert spread.fingerprint == plain.fingerprint and torch.equal(spread.model.lm_head.weight, plain.model.lm_head.weight)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="start one process"):
+        load_backbone("ladder/w16", device="auto")
