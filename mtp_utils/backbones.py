@@ -48,9 +48,9 @@ def load_backbone(
     """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (revision: here or as `name@revision`).
 
     On the accelerator if there is one, unless `device` says otherwise; over all accelerators and the main memory (`auto`) if its
-    weights leave too little of one accelerator free: then it can be measured, not trained. Safetensors only, no remote code, always an explicit
-    dtype, by default that of `runtime.choose_dtype`, and float32 for the ladder. Raises ValueError that names what was asked,
-    what is available and what to do: an unknown rung, a changed file, a directory without a model, no network.
+    weights leave too little of one accelerator free: then it can be measured, not trained. Safetensors only, no remote code,
+    always an explicit dtype, by default that of `runtime.choose_dtype`, and float32 for the ladder. Raises ValueError that names
+    what was asked, what is available and what to do: an unknown rung, a changed file, a directory without a model, no network.
     """
     folder, source = _find(name, revision)
     spread = device == "auto"

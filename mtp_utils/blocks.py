@@ -216,10 +216,7 @@ def _pack(chosen: list, tokenizer) -> dict[str, np.ndarray]:
 def token_classes(ids: list[int], tokenizer) -> list[int]:
     """Index into CLASSES of each token, from its text and the one before it."""
     found, before = [], " "
-    anchor = encode(tokenizer, ["a"])[0][-1]  # alone, a token of some tokenizers loses the space it begins with
-    begin = len(tokenizer.decode([anchor]))
-    for whole in tokenizer.batch_decode([[anchor, i] for i in ids]):
-        text = whole[begin:]
+    for text in texts_of(ids, tokenizer):
         if not text.strip():
             kind = 2
         elif text.strip()[0].isalnum() or text.strip()[0] == "_" or not text.isascii():
@@ -229,3 +226,10 @@ def token_classes(ids: list[int], tokenizer) -> list[int]:
         found.append(kind)
         before = text[-1:]
     return found
+
+
+def texts_of(ids: list[int], tokenizer) -> list[str]:
+    """The text of each token as it stands in a text: alone, one of some tokenizers loses the space it begins with."""
+    anchor = encode(tokenizer, ["a"])[0][-1]
+    begin = len(tokenizer.decode([anchor]))
+    return [whole[begin:] for whole in tokenizer.batch_decode([[anchor, i] for i in ids])]

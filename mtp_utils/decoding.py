@@ -9,16 +9,14 @@ that are drawn: Leviathan et al., arXiv 2211.17192).
 
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import DynamicCache
 
-from .backbones import unembed, unembeds
 from .expansion import precise
 from .rows import require, undisturbed
+from .verify import Prefix, check_attention, tree_of
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class Decoded:
 
     tokens: of each row, the new ones, up to and with the end of text. passes: a row for every pass and drafted offset: row,
     number (of the pass), offset, drafted, accepted (this draft and all before it), agrees (the first candidate is the token
-    that was decoded there, whatever came before; nan beyond the end), cut (the end of text or the length limit came within
-    the pass's reach: left out of every rate). seconds: in the prompt, in drafting, in the base model's passes.
+    that was decoded there, whatever came before; nan beyond the end), cut (the end of text was decoded, or the length limit
+    came, within the pass's reach: left out of every rate). seconds: in the prompt, in drafting, in the base model's passes.
     """
 
     tokens: list[torch.Tensor]
@@ -57,9 +55,13 @@ def draft_and_verify(
     temperature: float = 0.0,
     *,
     eos_token_id: int | None = None,
-    seed: int = 0,
+    seed: int | list[int] = 0,
 ) -> Decoded:
     """Decode with drafts that `model` verifies: the output of the model alone, in fewer passes.
+
+    The same tokens as without drafts, drawn ones too: each is decided by the model and by a number that only the seed and its
+    place in the row determine. Where two tokens are nearly tied, a pass over several rounds otherwise than a pass over one: in
+    float32 that is rare, in bfloat16 it is not.
 
     Args:
         model: a causal LM of transformers, the base model.
@@ -68,11 +70,12 @@ def draft_and_verify(
         widths: candidates for offset 2, 3, ...: every one of them after every one before (a tree); by default one for each
             offset of the drafter (a chain).
         temperature: 0 for the most likely token; else each token is drawn from softmax(logits / temperature).
-        eos_token_id: ends a row. seed: of the draws.
+        eos_token_id: ends a row. seed: of the draws, of all rows or of each.
 
     Raises:
         ValueError: naming the argument: an empty prompt, one that leaves the model's context too small, more widths than
-            the drafter has offsets, a window of attention that is smaller than what is read.
+            the drafter has offsets, a window of attention that is smaller than what is read, a model whose attention
+            does not hear masks and positions (a small check finds out, once).
     """
     rows = _rows(model, ids, max_new_tokens)
     depth = drafter.depth if drafter else 0
@@ -80,11 +83,15 @@ def draft_and_verify(
     require(len(widths) <= depth, f"widths={widths}: the drafter drafts {depth} tokens after the certain one")
     require(all(w >= 1 for w in widths), f"widths={widths} must be integers >= 1")
     require(temperature >= 0, f"temperature={temperature} must be >= 0")
-    rng, memory, log, n_passes = torch.Generator(model.device).manual_seed(seed), {}, [], 0
-    out, clock = [_Row(row.tolist(), max_new_tokens, eos_token_id) for row in rows], _Clock(model.device)
+    seeds = seed if isinstance(seed, list) else [[seed, i] for i in range(len(rows))]
+    luck = [np.random.default_rng(s).random(max_new_tokens + depth + 1) for s in seeds] if temperature else None
+    out, memory, log, n_passes = [_Row(row.tolist(), max_new_tokens, eos_token_id) for row in rows], {}, [], 0
     with undisturbed(model):
-        prefix = Prefix(model, rows, drafter.layers if drafter else ())
-        for row, (token,) in zip(out, _picked(prefix.logits[:, None], temperature, rng), strict=True):
+        check_attention(model, max(map(len, rows)) + max_new_tokens)
+        clock = _Clock(model.device)
+        prefix = Prefix(model, rows, drafter.layers if drafter else (), getattr(drafter, "reads_all", False))
+        draws = None if luck is None else [[u[0]] for u in luck]
+        for row, (token,) in zip(out, _picked(prefix.logits[:, None], temperature, draws), strict=True):
             row.add([token])
         clock.stop("prompt")
         while any(row.left for row in out):
@@ -93,135 +100,32 @@ def draft_and_verify(
             tree = tree_of(use[: max(sum(best[0] >= 0 for best in of_row) for of_row in drafts)])
             tokens = [tree.tokens(row.ids[-1], of_row) for row, of_row in zip(out, drafts, strict=True)]
             clock.stop("draft")
-            picks, kept = _picked(prefix.verify(tokens, tree), temperature, rng), []
+            if luck is not None:  # a node at depth d decides the d-th token after those there are
+                draws = [[u[len(row.ids) - row.prompt + d] for d in tree.depth] for row, u in zip(out, luck, strict=True)]
+            picks, kept = _picked(prefix.verify(tokens, tree), temperature, draws), []
             for i, (row, ours, theirs) in enumerate(zip(out, tokens, picks, strict=True)):
                 kept.append(tree.follow(ours, theirs) if row.left else [0])
                 if row.left:
                     accepted = [ours[node] for node in kept[-1][1:]]
-                    cut = row.left <= len(widths) or eos_token_id in accepted
-                    log.append((i, n_passes, len(row.ids), [best[0] for best in drafts[i]], len(accepted), cut))
+                    short = row.left <= len(widths)
+                    log.append((i, n_passes, len(row.ids), [best[0] for best in drafts[i]], len(accepted), short))
                     row.add([*accepted, theirs[kept[-1][-1]]])
             prefix.keep(kept)
             n_passes += 1
             clock.stop("verify")
-    passes = _passes(log, [row.ids for row in out], len(widths))
+    passes = _passes(log, [row.ids for row in out], len(widths), eos_token_id)
     return Decoded([torch.tensor(row.ids[row.prompt :]) for row in out], passes, clock.seconds, n_passes)
 
 
-class Prefix:
-    """The rows' tokens so far in the model's KV cache; a column of the cache that is no token of a row is hidden from it.
-
-    logits: (rows, vocab) after the prompt. states: of each row, the hidden states (new, layers, d) at `layers` of the tokens
-    kept last, which no drafter has seen yet.
-    """
-
-    def __init__(self, model, rows: list[torch.Tensor], layers: tuple[int, ...]):
-        self.model, self.layers, self.cache = model, layers, DynamicCache()
-        config = model.config.get_text_config()
-        self.split, last = model.base_model is not model and unembeds(model), (config.num_hidden_layers,)
-        self.inner = bool(layers) and (not self.split or layers != last)  # whether other states than the last are read
-        self.limit = getattr(config, "max_position_embeddings", None) or 2**31
-        self.length = [len(row) for row in rows]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        length = torch.tensor(self.length, device=ids.device)
-        self.there = torch.arange(ids.shape[1], device=ids.device) < length[:, None]  # (rows, columns)
-        last, self.hidden = self._run(ids, attention_mask=self.there.long())
-        last = last[torch.arange(len(rows), device=ids.device), length - 1]
-        self.logits = unembed(model, last) if self.split else last
-        self.states = [h[: len(row)] for h, row in zip(self.hidden, rows, strict=True)]
-
-    def _run(self, ids: torch.Tensor, **where) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows, n, d) before the LM head, or (rows, n, vocab) where it cannot be run apart; (rows, n, layers, d)."""
-        run = self.model.base_model if self.split else self.model
-        out = run(input_ids=ids, past_key_values=self.cache, use_cache=True, output_hidden_states=self.inner, **where)
-        last = (out.last_hidden_state if self.split else out.logits).to(ids.device)
-        if self.inner:
-            hidden = torch.stack([out.hidden_states[layer].to(ids.device) for layer in self.layers], 2)
-        else:
-            hidden = last[:, :, None] if self.layers else last[:, :, :0]
-        return last, hidden.to(torch.promote_types(self.model.dtype, torch.float32))
-
-    def verify(self, tokens: list[list[int]], tree: "Tree") -> torch.Tensor:
-        """Logits (rows, nodes, vocab) of the base model after each node; tokens of each row, -1 where it has no draft."""
-        device, mask = self.there.device, None
-        if len(tokens) * len(tree.depth) > 1:
-            sees = tree.sees.to(device).expand(len(tokens), -1, -1)
-            sees = torch.cat([self.there[:, None].expand(-1, sees.shape[1], -1), sees], 2)[:, None]
-            mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=device)  # numbers: eager attention adds them
-            mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
-        position = [[min(n + d, self.limit - 1) for d in tree.depth] for n in self.length]  # beyond: in rows that have ended
-        ids, position = (torch.tensor(x, device=device) for x in ([[max(0, t) for t in row] for row in tokens], position))
-        last, self.hidden = self._run(ids, attention_mask=mask, position_ids=position)
-        return unembed(self.model, last) if self.split else last
-
-    def keep(self, paths: list[list[int]]) -> None:
-        """Keep these nodes of each row, in this order, and forget the others."""
-        start, longest, device = self.there.shape[1], max(map(len, paths)), self.there.device
-        index = None
-        if any(path != list(range(len(path))) for path in paths):
-            index = torch.tensor([path + [0] * (longest - len(path)) for path in paths], device=device)[:, None, :, None]
-        for layer in self.cache.layers:
-            for name in ("keys", "values"):
-                x = getattr(layer, name)
-                if index is not None:
-                    where = index.expand(-1, x.shape[1], -1, x.shape[3])
-                    x[:, :, start : start + longest] = x[:, :, start:].gather(2, where)
-                setattr(layer, name, x[:, :, : start + longest])
-        kept = torch.tensor([[i < len(path) for i in range(longest)] for path in paths], device=device)
-        self.there = torch.cat([self.there, kept], 1)
-        self.length = [n + len(path) for n, path in zip(self.length, paths, strict=True)]
-        self.states = [h[path] for h, path in zip(self.hidden, paths, strict=True)]
-
-
-@dataclass(frozen=True)
-class Tree:
-    """Nodes of one pass: node 0 is the certain token, then each candidate for offset 2, under each of those each for offset 3,
-    and so on. Of each node: its depth, which candidate of its offset it is, its children; sees (nodes, nodes): its ancestors
-    and itself."""
-
-    depth: list[int]
-    choice: list[int]
-    children: list[list[int]]
-    sees: torch.Tensor
-
-    def tokens(self, certain: int, drafts: list[list[int]]) -> list[int]:
-        """The token of each node; drafts: of each offset the candidates, -1 for none."""
-        return [certain, *(drafts[d - 1][c] for d, c in zip(self.depth[1:], self.choice[1:], strict=True))]
-
-    def follow(self, ours: list[int], theirs: list[int]) -> list[int]:
-        """The nodes from the first one on whose token is what the base model says at the node before."""
-        path = [0]
-        while found := [node for node in self.children[path[-1]] if ours[node] == theirs[path[-1]]]:
-            path.append(found[0])
-        return path
-
-
-@lru_cache(maxsize=64)
-def tree_of(widths: tuple[int, ...]) -> Tree:
-    """The tree with so many candidates for offset 2, 3, ...; without any it is the certain token alone."""
-    depth, choice, children, parent, level = [0], [0], [[]], [0], [0]
-    for d, width in enumerate(widths, 1):
-        before, level = level, []
-        for node in before:
-            for c in range(width):
-                level.append(len(depth))
-                children[node].append(len(depth))
-                for values, x in ((depth, d), (choice, c), (children, []), (parent, node)):
-                    values.append(x)
-    sees = torch.eye(len(depth), dtype=torch.bool)
-    for node in range(1, len(depth)):
-        sees[node] |= sees[parent[node]]
-    return Tree(depth, choice, children, sees)
-
-
 def acceptance(passes: pd.DataFrame) -> pd.DataFrame:
-    """By offset k: a_k, passes in which drafts 2..k were all accepted / passes that drafted k (vLLM's per position);
-    conditional, a_k / a_(k-1) (EAGLE's n-alpha); stand_alone, the share of first candidates that were what was decoded, whatever
-    came before; drafted, passes. Cut passes are left out."""
-    whole = passes[~passes["cut"] & passes["drafted"]]
-    found = whole.groupby("offset").agg(a=("accepted", "mean"), stand_alone=("agrees", "mean"), drafted=("accepted", "size"))
-    found["conditional"] = found["a"] / found["a"].shift(fill_value=1.0)
-    return found.reset_index()
+    """By offset k: a, passes in which drafts 2..k were all accepted / passes that drafted k (vLLM's per position); conditional,
+    the same of passes in which those before k were accepted (EAGLE's n-alpha); stand_alone, the share of first candidates that
+    were what was decoded, whatever came before; drafted, passes. Cut passes are left out."""
+    whole = passes[~passes["cut"]].sort_values("offset")
+    before = whole.groupby(["row", "number"])["accepted"].shift(fill_value=True)
+    whole = whole.assign(reached=whole["accepted"].astype(float).where(before))[whole["drafted"]]
+    names = {"a": ("accepted", "mean"), "conditional": ("reached", "mean"), "stand_alone": ("agrees", "mean")}
+    return whole.groupby("offset").agg(**names, drafted=("accepted", "size")).reset_index()
 
 
 def mean_acceptance_length(passes: pd.DataFrame) -> float:
@@ -269,22 +173,24 @@ class _Clock:
         self.at = now
 
 
-def _picked(logits: torch.Tensor, temperature: float, rng: torch.Generator) -> list[list[int]]:
-    """The base model's token after each node, (rows, nodes): drawn for all of them, whichever are reached."""
-    if temperature == 0:
+def _picked(logits: torch.Tensor, temperature: float, draws: list[list[float]] | None) -> list[list[int]]:
+    """The base model's token after each node, (rows, nodes): the most likely one, or the one at which the distribution function
+    passes a number drawn from [0, 1); of all nodes, whichever are reached."""
+    if draws is None:
         return logits.argmax(-1).tolist()
-    p = (logits.to(precise(logits.device)) / temperature).softmax(-1)
-    return torch.multinomial(p.flatten(0, 1), 1, generator=rng).view(p.shape[:2]).tolist()
+    below = (logits.to(precise(logits.device)) / temperature).softmax(-1).cumsum(-1)
+    u = torch.tensor(draws, dtype=below.dtype, device=below.device)[..., None] * below[..., -1:]
+    return (below <= u).sum(-1).clamp(max=logits.shape[-1] - 1).tolist()
 
 
-def _passes(log: list, decoded: list[list[int]], depth: int) -> pd.DataFrame:
+def _passes(log: list, decoded: list[list[int]], depth: int, end: int | None) -> pd.DataFrame:
     rows = []
-    for row, number, start, drafts, accepted, cut in log:
-        there = decoded[row][start:]
+    for row, number, start, drafts, accepted, short in log:
+        there = decoded[row][start : start + depth]
         for d in range(depth):
             drafted = d < len(drafts) and drafts[d] >= 0
             agrees = float(drafts[d] == there[d]) if drafted and d < len(there) else np.nan
-            rows.append((row, number, d + 2, drafted, d < accepted, agrees, cut))
+            rows.append((row, number, d + 2, drafted, d < accepted, agrees, short or end in there))
     columns = {"row": int, "number": int, "offset": int, "drafted": bool, "accepted": bool, "agrees": float, "cut": bool}
     return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 

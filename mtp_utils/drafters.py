@@ -1,8 +1,9 @@
 """Drafters for decoding.draft_and_verify: what is offered for the tokens after the one that is already certain.
 
-A drafter has `depth`, the tokens it drafts (offsets 2 to depth + 1 of the position before the certain token), `layers`, the
-hidden states it reads, and is called with every row's tokens, its new hidden states, the widths, and a dict that is its memory
-of one decoding. It returns candidates (rows, len(widths), max(widths)) int64 on the CPU, the best first, -1 where it has none.
+A drafter has `depth`, the tokens it drafts (offsets 2 to depth + 1 of the position before the certain token), and `layers`, the
+hidden states it reads (of every position if it `reads_all`, else of the last one). It is called with every row's tokens, its new
+hidden states, the widths, and a dict that is its memory of one decoding, and returns candidates (rows, len(widths), max(widths))
+int64 on the CPU, the best first, -1 where it has none.
 """
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from .heads import Heads
 from .marginal import future_log_probs
 from .rows import require
+
+ANSWERS = 2**26  # numbers of an answer of future_log_probs, which has them for every position
 
 
 class HeadDrafter:
@@ -23,6 +26,7 @@ class HeadDrafter:
         require(offsets == list(range(2, len(offsets) + 2)), f"heads of offsets {offsets} must be those of 2, 3, ... once each")
         self.heads, self.depth = heads, len(offsets)
         self.layers = tuple(sorted({layer for one in heads for layer in one.layers}))
+        self.reads_all = any(one.spec.kind == "block" for one in heads)
 
     @torch.no_grad()
     def __call__(self, tokens, states: list[torch.Tensor], widths: tuple[int, ...], memory: dict) -> torch.Tensor:
@@ -42,24 +46,28 @@ class HeadDrafter:
 
 
 class MarginalDrafter:
-    """The most likely tokens of the base model's own marginal m_k: the best that can be said of sampled tokens from the prefix
-    alone, and far too slow to draft with. estimators: offset -> arguments of future_log_probs."""
+    """The most likely tokens of the base model's own marginal m_k, as `estimators` (offset -> arguments of future_log_probs) find
+    them: the best that can be said of sampled tokens from the prefix alone, and far too slow to draft with."""
 
     layers = ()
 
     def __init__(self, model, estimators: dict[int, dict]):
         self.model, self.estimators, self.depth = model, estimators, len(estimators)
         require(sorted(estimators) == list(range(2, self.depth + 2)), f"estimators of offsets {sorted(estimators)}: not 2, 3 ...")
+        self.vocab = model.get_output_embeddings().weight.shape[0]
 
     def __call__(self, tokens: list[list[int]], states, widths: tuple[int, ...], memory) -> torch.Tensor:
-        before = [torch.tensor(row[:-1]) for row in tokens]
-        ids = torch.nn.utils.rnn.pad_sequence(before, batch_first=True)
-        last = torch.tensor([len(row) - 1 for row in before])[:, None]
-        t = torch.arange(ids.shape[1])[None]
         found = torch.full((len(tokens), len(widths), max(widths)), -1)
-        for i, n in enumerate(widths):
-            f = future_log_probs(self.model, ids, i + 2, attention_mask=t <= last, positions=t == last, **self.estimators[i + 2])
-            found[:, i, :n] = f.log_probs[t == last].topk(n).indices.cpu()
+        together = max(1, ANSWERS // (max(map(len, tokens)) * self.vocab))  # rows
+        for first in range(0, len(tokens), together):
+            before = [torch.tensor(row[:-1]) for row in tokens[first : first + together]]
+            ids = torch.nn.utils.rnn.pad_sequence(before, batch_first=True)
+            last = torch.tensor([len(row) - 1 for row in before])[:, None]
+            t = torch.arange(ids.shape[1])[None]
+            where = {"attention_mask": t <= last, "positions": t == last}
+            for i, n in enumerate(widths):
+                f = future_log_probs(self.model, ids, i + 2, **where, **self.estimators[i + 2])
+                found[first : first + together, i, :n] = f.log_probs[t == last].topk(n).indices.cpu()
         return found
 
 

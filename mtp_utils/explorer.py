@@ -11,20 +11,21 @@ import pandas as pd
 import torch
 
 from .backbones import Backbone
-from .blocks import end_of
+from .blocks import end_of, texts_of
 from .heads import Heads
 from .marginal import future_log_probs
 from .training import heads_from
 
 TOP = 5  # candidates shown
-ASKED = {2: {"top_k": 64}, 3: {"top_k": 8}, 4: {"top_k": 4}}  # enumerated, so that there are bounds
+ASKED = {2: {"top_k": 64}, 3: {"top_k": 16}, 4: {"top_k": 6}}  # enumerated, so that there are bounds
 LONGEST = 256  # tokens of a text of the user's
 SHOWN = 128  # of a document of ours
 
 
 def said_table(backbone: Backbone, ids: list[int], heads: tuple[Heads, ...] = ()) -> pd.DataFrame:
     """What was said of each token of a text, one row a candidate: at (the token), offset, predictor (`ntp`, `marginal`, `heads`),
-    rank, candidate (id), probability; captured_mass and certified of the marginal (nan, 0 for the others).
+    rank, candidate (id), probability (of the marginal its lower bound); captured_mass and certified (nan, 0 but for the
+    marginal).
 
     ids: of a text, the first of them the end of the one before; token t is spoken of from t - offset.
     """
@@ -70,7 +71,8 @@ def explored_table(backbone: Backbone, blocks, row: int, arms: tuple = ()) -> pd
 def with_text(table: pd.DataFrame, ids: list[int], tokenizer) -> pd.DataFrame:
     """The table with `token` (id of the one spoken of), and the text of both as JSON, whose quotes keep every character."""
     token = [ids[at] for at in table["at"]]
-    text = {i: json.dumps(tokenizer.decode([i])) for i in {*token, *table["candidate"].tolist()}}
+    known = sorted({*token, *table["candidate"].tolist()})
+    text = {i: json.dumps(t) for i, t in zip(known, texts_of(known, tokenizer), strict=True)}
     texts = {"token_text": [text[i] for i in token], "candidate_text": [text[i] for i in table["candidate"]]}
     return table.assign(token=token, **texts)
 

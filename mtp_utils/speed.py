@@ -1,6 +1,5 @@
-"""What drafts are worth, measured: how many are accepted, and how long decoding takes beside transformers' own ways."""
+"""What drafts are worth, measured: which are accepted, and how long decoding takes beside transformers' own ways."""
 
-import copy
 import functools
 import time
 from contextlib import contextmanager
@@ -9,19 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from transformers import GenerationConfig
 
 from . import ranks
-from .backbones import Backbone
+from .backbones import Backbone, unembeds
 from .blocks import end_of
-from .decoding import draft_and_verify, speed_up
+from .decoding import draft_and_verify
 from .drafters import HeadDrafter, LookupDrafter, MarginalDrafter
-from .records import Arrays
-from .runtime import progress
+from .runtime import progress, seed_for
 from .training import heads_from
+from .verify import check_attention
 
-ROWS = 100  # prompts decoded side by side where no time is taken
+ROWS, BYTES = 100, 2**32  # prompts decoded side by side where no time is taken, and what their cache may hold
 DEPTH = 3  # tokens drafted after the certain one, where a drafter may draft any number
-PATH = {2: {"top_k": 64}, 3: {"top_k": 8}, 4: {"top_k": 4}}  # what the marginal's most likely token is sought among
+PATH = {k: {"top_k": n, "samples": 64} for k, n in ((2, 64), (3, 8), (4, 4))}  # how the marginal is found where it drafts
 REPEATS = 3
 
 
@@ -54,35 +54,51 @@ def prompts_of(blocks, n: int | None = None) -> tuple[list[str], list[torch.Tens
 def acceptance_table(
     backbone: Backbone, blocks, drafting: Drafting, n_prompts: int, new_tokens: int, temperature: float = 0.0
 ) -> pd.DataFrame:
-    """Every pass of draft and verify over the prompts, as `Decoded.passes`, with backbone, corpus and document; several rows
-    decoded side by side, which changes no draft. Text ends where the document would."""
+    """Every pass of draft and verify over the prompts, as `Decoded.passes`, with backbone, corpus and document. Text ends where
+    the document would; tokens are drawn by numbers seeded per document."""
     documents, prompts = prompts_of(blocks, n_prompts)
-    drafter, end, found = drafting.on(backbone), end_of(backbone.tokenizer), []
+    config = backbone.model.config.get_text_config()
+    per_row = 2 * config.num_hidden_layers * config.hidden_size * (max(map(len, prompts)) + new_tokens) * 4
+    size, drafter, found = max(1, min(ROWS, BYTES // per_row)), drafting.on(backbone), []
     mine = range(len(prompts))[ranks.share(len(prompts))]
-    for start in progress(range(mine.start, mine.stop, ROWS), f"{drafting.kind} {backbone.name} {blocks.corpus}"):
-        rows = prompts[start : min(start + ROWS, mine.stop)]
-        options = {"eos_token_id": end, "seed": start}
-        passes = draft_and_verify(backbone.model, drafter, rows, new_tokens, drafting.widths, temperature, **options).passes
+    for start in progress(range(mine.start, mine.stop, size), f"{drafting.kind} {backbone.name} {blocks.corpus}"):
+        rows = range(start, min(start + size, mine.stop))
+        options = {"eos_token_id": end_of(backbone.tokenizer), "seed": [seed_for(f"decoding/{documents[i]}") for i in rows]}
+        given = [prompts[i] for i in rows]
+        passes = draft_and_verify(backbone.model, drafter, given, new_tokens, drafting.widths, temperature, **options).passes
         found.append(passes.assign(document=[documents[start + i] for i in passes["row"]], row=passes["row"] + start))
     whole = pd.concat([part for share in ranks.gather(found) for part in share], ignore_index=True)
     return whole.assign(backbone=backbone.name, corpus=blocks.corpus)
 
 
 def decoding_seconds(
-    backbone: Backbone, blocks, draftings: dict[str, Drafting], assistant: Backbone | None, n_prompts: int, new_tokens: int
+    backbone: Backbone,
+    blocks,
+    draftings: dict[str, Drafting],
+    assistant: Backbone | None,
+    n_prompts: int,
+    new_tokens: int,
+    on: str,
 ) -> dict[str, np.ndarray]:
     """Seconds of decoding each prompt greedily, alone: `<way>.seconds` (prompts,), the least of REPEATS, all ways in turn at each
     prompt; `.passes` of the base model, the prompt's among them; `.same`, whether the tokens are those of `generate greedy`.
 
     Ways: `greedy` (draft_and_verify without a drafter, with a KV cache), `draftings`, and transformers' generate, as `generate
     greedy`, `generate lookup` and, where there is a smaller `assistant`, `generate assistant`. Of ours also what the seconds
-    went into: `.prompt`, `.draft`, `.verify`. Text goes on behind the end of a document, so that all decode as many tokens.
+    went into: `.prompt`, `.draft`, `.verify`. Text goes on behind the end of a document, so that all decode as many tokens. on:
+    the machine, in words, whose seconds they are. Of several processes the first one does it while the others wait.
     """
+    alone = ranks.first()
+    return ranks.first_says(_seconds(backbone, blocks, draftings, assistant, n_prompts, new_tokens) if alone else None)
+
+
+def _seconds(backbone, blocks, draftings, assistant, n_prompts: int, new_tokens: int) -> dict[str, np.ndarray]:
     _, prompts = prompts_of(blocks, n_prompts)
     ways = {"greedy": _ours(backbone, None, new_tokens)}
     ways |= {name: _ours(backbone, drafting, new_tokens) for name, drafting in draftings.items()}
     ways |= _generates(backbone, assistant, new_tokens)
     found = {}
+    unembeds(backbone.model), check_attention(backbone.model, max(map(len, prompts)) + new_tokens)  # looks that are taken once
     with _endless(backbone, assistant):
         for prompt in progress([p.to(backbone.model.device) for p in prompts], f"decoding {backbone.name} {blocks.corpus}"):
             passes, least = {name: _counted(backbone.model, way, prompt) for name, way in ways.items()}, {}
@@ -117,10 +133,8 @@ def _generates(backbone: Backbone, assistant: Backbone | None, new_tokens: int) 
 
     def way(prompt: torch.Tensor, given: dict) -> dict:
         started = time.perf_counter()
-        ids, pad = prompt[None], end_of(backbone.tokenizer)
-        out = backbone.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad, **given
-        )
+        ids = prompt[None]
+        out = backbone.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, **given)
         tokens = out[0, len(prompt) :].cpu()
         return {"seconds": time.perf_counter() - started, "tokens": tokens}
 
@@ -129,14 +143,14 @@ def _generates(backbone: Backbone, assistant: Backbone | None, new_tokens: int) 
 
 @contextmanager
 def _endless(*backbones: Backbone | None):
-    """Inside, generate does not stop at the end of text, and an assistant drafts DEPTH tokens each time, whatever came of it."""
+    """Inside, generate is plain greedy decoding, whatever the model's own settings, and does not stop at the end of text; an
+    assistant drafts DEPTH tokens each time, whatever came of it."""
     models = [b.model for b in backbones if b]
     before = [model.generation_config for model in models]
+    fixed = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
     try:
         for model in models:
-            model.generation_config = copy.deepcopy(model.generation_config)
-            fixed = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
-            model.generation_config.update(eos_token_id=None, num_assistant_tokens=DEPTH, **fixed)
+            model.generation_config = GenerationConfig(do_sample=False, num_assistant_tokens=DEPTH, **fixed)
         yield
     finally:
         for model, config in zip(models, before, strict=True):
@@ -152,24 +166,3 @@ def _counted(model, way, prompt: torch.Tensor) -> int:
     finally:
         hook.remove()
     return len(calls)
-
-
-def speed_table(seconds: Arrays, backbone: str, corpus: str, new_tokens: int) -> pd.DataFrame:
-    """One row a way and prompt: tokens a pass, speed as a ratio to `greedy` and to `generate greedy` (with a KV cache, same
-    prompt), what `decoding.speed_up` says it should be, same (as `generate greedy`)."""
-    values, rows = seconds.values, []
-    ways = [name.removesuffix(".seconds") for name in values if name.endswith(".seconds")]
-    plain = values["greedy.verify"] / (values["greedy.passes"] - 1)  # seconds of a plain pass
-    for way in ways:
-        steps = values[f"{way}.passes"] - 1  # the first one is the prompt's
-        per_pass = (new_tokens - 1) / steps
-        expected = np.full(len(steps), np.nan)
-        if f"{way}.verify" in values:
-            expected = speed_up(per_pass, values[f"{way}.verify"] / steps, values[f"{way}.draft"] / steps, plain)
-        columns = {f"{kind.replace(' ', '_')}_ratio": values[f"{kind}.seconds"] for kind in ("greedy", "generate greedy")}
-        rows.append(
-            pd.DataFrame({name: base / values[f"{way}.seconds"] for name, base in columns.items()}).assign(
-                way=way, prompt=range(len(steps)), tokens_a_pass=per_pass, expected=expected, same=values[f"{way}.same"]
-            )
-        )
-    return pd.concat(rows, ignore_index=True).assign(backbone=backbone, corpus=corpus)

@@ -38,7 +38,7 @@ def acceptance_by_offset(summary: pd.DataFrame, metric: str, title: str, ylabel:
 def speeds(summary: pd.DataFrame, title: str) -> Figure:
     """Speed of each way of decoding as a ratio to plain greedy decoding (1: as fast), a panel a corpus, a marker a rung from
     light to dark; the speed that tokens a pass and seconds a pass predict as a ring. summary: corpus, backbone, way, metric
-    (greedy_ratio, expected), value, ci_low, ci_high."""
+    (greedy_ratio, predicted), value, ci_low, ci_high."""
     corpora, ways = (list(dict.fromkeys(summary[name])) for name in ("corpus", "way"))
     figure, axes = new_axes(len(corpora), width=4.0, height=1.2 + 0.4 * len(ways), sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
@@ -46,7 +46,7 @@ def speeds(summary: pd.DataFrame, title: str) -> Figure:
         for i, rung in enumerate(rungs):
             here = summary[(summary.corpus == corpus) & (summary.backbone == rung)]
             y = np.arange(len(ways)) + 0.2 * (i - (len(rungs) - 1) / 2)
-            rows, model = (here[here.metric == m].set_index("way").reindex(ways) for m in ("greedy_ratio", "expected"))
+            rows, model = (here[here.metric == m].set_index("way").reindex(ways) for m in ("greedy_ratio", "predicted"))
             look = {"color": SIZES[-len(rungs) :][i], "linestyle": "none", "capsize": 2, "markersize": 5}
             ax.errorbar(rows["value"], y, xerr=errors(rows), marker=MARKERS[i], label=rung, **look)
             ax.scatter(model["value"], y, s=70, facecolors="none", edgecolors="black", linewidths=0.7)

@@ -11,9 +11,10 @@ from test_heads import perturbed
 from tiny_models import VOCAB, tiny_backbone, tiny_model
 
 from mtp_utils import decoding
-from mtp_utils.decoding import acceptance, draft_and_verify, greedy_decode, mean_acceptance_length, tree_of
+from mtp_utils.decoding import acceptance, draft_and_verify, greedy_decode, mean_acceptance_length
 from mtp_utils.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
 from mtp_utils.heads import Heads, HeadSpec
+from mtp_utils.verify import tree_of
 
 NAMES = ("gpt_neox", "llama", "gpt2", "opt", "qwen3")
 NEW = 12
@@ -115,6 +116,55 @@ def test_at_a_temperature_three_tokens_have_the_base_models_distribution(name, w
     assert stats.chisquare(shifted, n * expected[whole] * (shifted.sum() / (n * expected[whole]).sum())).pvalue < 1e-3
 
 
+@pytest.mark.parametrize("name", ("gpt_neox", "llama"))
+def test_drawn_tokens_are_those_drawn_without_drafts_whatever_the_drafter_and_the_batch(name):
+    b = tiny_backbone(name, dtype=torch.float64)
+    seeds = [5, 6, 7]
+    plain = [x.tolist() for x in draft_and_verify(b.model, None, PROMPTS, NEW, temperature=1.0, seed=seeds).tokens]
+    other = [x.tolist() for x in draft_and_verify(b.model, None, PROMPTS, NEW, temperature=1.0, seed=[8, 9, 10]).tokens]
+    assert plain != other and plain != [greedy_decode(b.model, ids, NEW).tolist() for ids in PROMPTS]
+    for kind, drafter in drafters(b, plain).items():
+        for widths in (None,) if drafter is None else (None, (2,), (3, 2)):
+            done = draft_and_verify(b.model, drafter, PROMPTS, NEW, widths, 1.0, seed=seeds)
+            assert [x.tolist() for x in done.tokens] == plain, (kind, widths)
+            assert kind != "scripted" or done.passes["accepted"].any()
+            alone = draft_and_verify(b.model, None, PROMPTS[1], NEW, temperature=1.0, seed=[6])
+            assert alone.tokens[0].tolist() == plain[1]
+
+
+def test_a_pass_in_which_the_text_ended_counts_in_no_rate_whether_its_end_was_drafted_or_not():
+    model, prompt = tiny_model("llama"), torch.tensor([3, 1, 4])
+    answer = greedy_decode(model, prompt, 9).tolist()
+    end = answer[5]
+    assert end not in answer[:5]
+
+    class Drafts:  # right about every token, or about none
+        layers, depth = (), 2
+
+        def __init__(self, right):
+            self.right = right
+
+        def __call__(self, tokens, states, widths, memory):
+            at = len(tokens[0]) - 3
+            return torch.tensor([[[t if self.right else (t + 1) % VOCAB] for t in [*answer, 0, 0][at : at + len(widths)]]])
+
+    for right in (True, False):
+        done = draft_and_verify(model, Drafts(right), prompt, 9, eos_token_id=end)
+        within = done.passes.groupby("number")["cut"].first().tolist()
+        assert done.tokens[0].tolist() == answer[:6]
+        assert within == ([False, True] if right else [False, False, False, True, True])  # the end is at most two ahead
+
+
+@pytest.mark.parametrize("name", ("falcon_alibi", "gpt_neox"))
+def test_a_model_that_does_not_hear_masks_and_positions_is_refused(name, monkeypatch):
+    model = tiny_model(name)
+    if name == "gpt_neox":  # one that hears them, made deaf
+        run = model.gpt_neox.forward
+        monkeypatch.setattr(model.gpt_neox, "forward", lambda *a, position_ids=None, **k: run(*a, **k))
+    with pytest.raises(ValueError, match="does not serve drafts .*decode with generate"):
+        draft_and_verify(model, LookupDrafter(), torch.tensor([1, 2, 3]), 4)
+
+
 def test_the_rates_are_those_of_passes_counted_by_hand():
     model = tiny_model("gpt_neox")
     answers = [greedy_decode(model, ids, 20).tolist() for ids in PROMPTS]
@@ -126,6 +176,11 @@ def test_the_rates_are_those_of_passes_counted_by_hand():
     assert found["a"].tolist() == [whole[whole.offset == k]["accepted"].sum() / len(passes) for k in (2, 3, 4)]
     assert np.isclose(mean_acceptance_length(done.passes), 1 + found["a"].sum())
     assert np.isclose(found["conditional"].prod(), found["a"].iloc[-1])
+    some = pd.DataFrame(  # two passes, the second of which drafted offset 3 alone of those after 2
+        [(0, 0, 2, True, True), (0, 0, 3, True, False), (0, 1, 2, True, False), (0, 1, 3, False, False), (0, 2, 2, True, True),
+         (0, 2, 3, True, True)], columns=["row", "number", "offset", "drafted", "accepted"]
+    ).assign(agrees=1.0, cut=False)  # fmt: skip
+    assert acceptance(some)["conditional"].tolist() == [2 / 3, 1 / 2] and acceptance(some)["a"].tolist() == [2 / 3, 1 / 2]
     for row, answer in enumerate(answers):  # the tokens of a row are its first, and those of its passes
         part = done.passes[done.passes.row == row]
         assert 1 + part["number"].nunique() + part["accepted"].sum() >= len(answer)

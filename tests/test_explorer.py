@@ -23,10 +23,27 @@ def asked(monkeypatch):
     monkeypatch.setattr(explorer, "ASKED", {2: {"top_k": 5}, 3: {"top_k": 3}, 4: {"top_k": 2}})
 
 
+class Words:
+    """A tokenizer of seven tokens; any text is all of one of them."""
+
+    eos_token_id, bos_token_id, unk_token_id = 0, None, None
+
+    def __call__(self, text, add_special_tokens):
+        ids = [[2] * len(t) for t in ([text] if isinstance(text, str) else text)]
+        return {"input_ids": ids[0] if isinstance(text, str) else ids}
+
+    def convert_tokens_to_ids(self, token):
+        return None
+
+    def decode(self, ids):
+        return "".join(TEXTS[i] for i in ids)
+
+    def batch_decode(self, rows):
+        return [self.decode(ids) for ids in rows]
+
+
 def backbone():
-    words = SimpleNamespace(decode=lambda ids: "".join(TEXTS[i] for i in ids), eos_token_id=0)
-    b = tiny_backbone("llama")
-    return SimpleNamespace(**vars(b) | {"tokenizer": words})
+    return SimpleNamespace(**vars(tiny_backbone("llama")) | {"tokenizer": Words()})
 
 
 def table_of(b, name="tiny/a"):
@@ -69,19 +86,7 @@ def test_nothing_that_a_text_says_is_markup():
 
 
 def test_a_text_too_short_for_the_token_after_next_is_refused():
-    class Words:
-        eos_token_id, bos_token_id, unk_token_id = 0, None, None
-
-        def __call__(self, text, add_special_tokens):
-            return {"input_ids": [1] * len(text)}
-
-        def convert_tokens_to_ids(self, token):
-            return None
-
-        def decode(self, ids):
-            return TEXTS[ids[0]]
-
-    b = SimpleNamespace(**vars(tiny_backbone("llama")) | {"tokenizer": Words()})
+    b = backbone()
     with pytest.raises(ValueError, match="at least two are needed"):
         explorer.explore(b, "x")
     assert "iframe" in explorer.explore(b, "xxxx").data
@@ -163,6 +168,7 @@ def test_in_a_browser_pointing_and_the_keyboard_show_the_numbers_of_the_table(br
     for at, button in enumerate(tokens, first):  # the colour: was the marginal's first candidate right?
         said = table[(table["at"] == at) & (table.predictor == "marginal") & (table.offset == 3) & (table["rank"] == 0)]
         wanted = "" if said.empty else "right" if int(said["candidate"].iloc[0]) == IDS[at] else "wrong"
+        wanted += " certified" if wanted and said["certified"].iloc[0] else ""
         assert button.get_attribute("class") == wanted
     for kind, value in (("corpus", "two"), ("backbone", "tiny/b")):
         browser.find_element(By.CSS_SELECTOR, f"input[name={kind}][value='{value}']").click()

@@ -1,15 +1,18 @@
 """What is measured of decoding: the same passes however rows are batched, whole texts for the clock, ratios by arithmetic."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import ranks_job
 import torch
+from scipy import stats
 from tiny_models import tiny_backbone
 
-from mtp_utils import speed
-from mtp_utils.decoding import greedy_decode, speed_up
+from mtp_utils import speed, speed_tables
+from mtp_utils.decoding import acceptance, greedy_decode, mean_acceptance_length
 from mtp_utils.heads import Heads, HeadSpec
 from mtp_utils.records import Arrays
 from mtp_utils.speed import Drafting
@@ -53,23 +56,67 @@ def test_every_way_decodes_the_same_text_to_its_full_length_and_leaves_the_model
     b, blocks, small = backbone(name), ranks_job.test_blocks(), backbone("gpt_neox")
     before = b.model.generation_config
     draftings = {"heads": Drafting("heads", (heads_arm(b),)), "lookup": Drafting("lookup")}
-    found = speed.decoding_seconds(b, blocks, draftings, small, 2, 12)
+    found = speed.decoding_seconds(b, blocks, draftings, small, 2, 12, "a machine")
     ways = ["greedy", "heads", "lookup", "generate greedy", "generate lookup", "generate assistant"]
     assert [n.removesuffix(".seconds") for n in found if n.endswith(".seconds")] == ways
     assert all((found[f"{way}.same"] == 1).all() and (found[f"{way}.seconds"] > 0).all() for way in ways)
     assert (found["generate greedy.passes"] == 12).all() and (found["greedy.passes"] == 12).all()
     assert (found["heads.passes"] <= 12).all() and (found["generate assistant.passes"] <= 12).all()
     assert b.model.generation_config is before
-    table = speed.speed_table(Arrays(found, ""), b.name, "prose", 12)
+    table = speed_tables.speed_table(Arrays(found, ""), b.name, "prose", 12)
     plain = table[table.way == "greedy"]
-    assert np.allclose(plain["greedy_ratio"], 1) and np.allclose(plain["tokens_a_pass"], 1)
-    drafted = table[table.way == "heads"]["expected"].to_numpy()
-    steps = found["heads.passes"] - 1
-    by_hand = [
-        speed_up(11 / n, v / n, d / n, p / 11)
-        for n, v, d, p in zip(steps, found["heads.verify"], found["heads.draft"], found["greedy.verify"], strict=True)
-    ]
-    assert np.allclose(drafted, by_hand)
+    assert np.allclose(plain["greedy_ratio"], 1) and np.allclose(plain["passes_a_token"], 1)
+    steps, (v, d, p) = (
+        found["heads.passes"].sum() - 2,
+        (found[f"{x}"].sum() for x in ("heads.verify", "heads.draft", "greedy.verify")),
+    )
+    predicted = speed_tables.predicted_speed(Arrays(found, ""), "heads", 1.7)
+    assert np.isclose(predicted, 1.7 / ((v / steps + d / steps) / (p / 22)))
+
+
+def test_an_assistant_that_is_the_model_itself_has_all_its_drafts_accepted():
+    b, blocks = backbone("llama"), ranks_job.test_blocks()
+    b.model.generation_config.no_repeat_ngram_size = 2  # settings of a model's own change neither side
+    found = speed.decoding_seconds(b, blocks, {}, copy.deepcopy(b), 2, 13, "a machine")
+    assert (found["generate assistant.same"] == 1).all() and (found["greedy.same"] == 1).all()
+    assert (found["generate assistant.passes"] <= 13 / (speed.DEPTH + 1) + 1).all()
+
+
+def test_rates_are_ratios_of_sums_and_their_intervals_those_of_drawn_documents():
+    b, blocks = backbone(), ranks_job.test_blocks()
+    passes = speed.acceptance_table(b, blocks, Drafting("heads", (heads_arm(b, kind="linear"),)), 9, 9)
+    found = speed_tables.acceptance_summary(passes, ["corpus"]).set_index(["metric", "offset"])
+    pooled = acceptance(passes).set_index("offset")
+    for k in (2, 3, 4):
+        assert np.isclose(found.loc[("a", k), "value"], pooled.loc[k, "a"])
+        assert np.isclose(found.loc[("stand_alone", k), "value"], pooled.loc[k, "stand_alone"])
+    length = found.loc[("length", 0)]
+    assert np.isclose(length["value"], mean_acceptance_length(passes)) and length["ci_low"] < length["value"] < length["ci_high"]
+    assert speed_tables.ratio_interval(np.array([1.0, 1, 1]), np.array([2.0, 2, 2])) == (0.5, 0.5, 0.5)
+    assert np.isnan(speed_tables.ratio_interval(np.zeros(3), np.zeros(3))).all()
+
+
+def test_the_fastest_way_is_chosen_anew_in_each_draw():
+    ratio = pd.DataFrame({"a": [2.0, 2.0, 2.0], "b": [1.0, 1.0, 1.0], "theirs": [1.0, 1.0, 1.0]})
+    assert speed_tables.fastest_against(ratio, ["b", "a"], "theirs") == ("a", 2.0, 2.0, 2.0)
+    noisy = pd.DataFrame({"a": [4.0, 1.0] * 6, "b": [1.0, 4.0] * 6, "theirs": [1.0] * 12})
+    way, value, low, high = speed_tables.fastest_against(noisy, ["a", "b"], "theirs")
+    assert np.isclose(value, 2.0) and low >= 2.0 - 1e-9  # the better of two is never the worse of them
+
+
+def test_the_link_is_the_rank_correlation_within_each_cell():
+    rng = np.random.default_rng(0)
+    quality = np.arange(5)[:, None] / 5
+    cells = {}
+    for corpus in ("a", "b"):
+        passes = np.full((5, 40), 10.0)
+        accepted = rng.binomial(10, np.broadcast_to(0.2 + 0.6 * quality, passes.shape)).astype(float)
+        good = 5 - 5 * quality + rng.normal(0, 0.1, passes.shape)
+        cells["x", corpus] = {"accepted": accepted, "passes": passes, "good": good, "noise": rng.normal(size=passes.shape)}
+    table, draws = speed_tables.link(cells, ("good", "noise"))
+    by_hand = stats.spearmanr(cells["x", "a"]["good"].mean(1), cells["x", "a"]["accepted"].sum(1)).statistic
+    assert np.isclose(table["good"].iloc[0], by_hand) and (table["good"] < -0.9).all()
+    assert np.quantile(draws[:, 0], 0.975) < -0.8 and np.ptp(draws[:, 1]) > 0.3
 
 
 def test_prompts_end_at_the_position_that_is_scored():
