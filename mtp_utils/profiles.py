@@ -48,7 +48,7 @@ class Profile:
     grid: tuple[tuple[str, str], ...] = FEW_KINDS
     grid_offsets: tuple[int, ...] = (2,)
     new_tokens: int = 16
-    timed_prompts: int = 8
+    timed_prompts: int = 6
     timeout_s: int = 1800
     control_split: str = "pretrain"
     needs_hub: bool = False
