@@ -49,14 +49,16 @@ def speed_table(seconds: Arrays, backbone: str, corpus: str, new_tokens: int) ->
     return pd.concat(rows, ignore_index=True).assign(backbone=backbone, corpus=corpus)
 
 
-def predicted_speed(seconds: Arrays, way: str, length: float) -> float:
-    """`decoding.speed_up` of a way: its mean acceptance length, found on other passes, and the mean seconds of its parts."""
+def costs(seconds: Arrays, way: str, length: float) -> dict[str, float]:
+    """Of a way of ours: `verify` and `draft`, mean seconds a pass in those of a plain pass; `length`, as given: its mean
+    acceptance length, found on other passes; and what these predict of its speed, `predicted` (decoding.speed_up)."""
     values = seconds.values
     draft, verify, plain = (
         float(values[f"{w}.{part}"].sum() / (values[f"{w}.passes"] - 1).sum())  # the first pass is the prompt's
         for w, part in ((way, "draft"), (way, "verify"), ("greedy", "verify"))
     )
-    return speed_up(length, verify, draft, plain)
+    predicted = speed_up(length, verify, draft, plain)
+    return {"length": length, "verify": verify / plain, "draft": draft / plain, "predicted": predicted}
 
 
 def fastest_against(ratio: pd.DataFrame, ours: list[str], other: str) -> tuple[str, float, float, float]:

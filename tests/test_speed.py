@@ -70,8 +70,9 @@ def test_every_way_decodes_the_same_text_to_its_full_length_and_leaves_the_model
         found["heads.passes"].sum() - 2,
         (found[f"{x}"].sum() for x in ("heads.verify", "heads.draft", "greedy.verify")),
     )
-    predicted = speed_tables.predicted_speed(Arrays(found, ""), "heads", 1.7)
-    assert np.isclose(predicted, 1.7 / ((v / steps + d / steps) / (p / 22)))
+    costs = speed_tables.costs(Arrays(found, ""), "heads", 1.7)
+    assert np.isclose(costs["predicted"], 1.7 / ((v / steps + d / steps) / (p / 22)))
+    assert np.isclose(costs["predicted"], costs["length"] / (costs["verify"] + costs["draft"]))
 
 
 def test_an_assistant_that_is_the_model_itself_has_all_its_drafts_accepted():
