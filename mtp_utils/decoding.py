@@ -79,11 +79,16 @@ def draft_and_verify(
     """
     rows = _rows(model, ids, max_new_tokens)
     depth = drafter.depth if drafter else 0
-    widths = (1,) * depth if widths is None else tuple(widths)
+    widths = (1,) * depth if widths is None else tuple(widths) if isinstance(widths, (tuple, list)) else (widths,)
     require(len(widths) <= depth, f"widths={widths}: the drafter drafts {depth} tokens after the certain one")
-    require(all(w >= 1 for w in widths), f"widths={widths} must be integers >= 1")
+    vocab = model.get_input_embeddings().num_embeddings
+    require(all(isinstance(w, int) and 1 <= w <= vocab for w in widths), f"widths={widths} must be integers in [1, {vocab}]")
+    theirs = getattr(drafter, "model", None)
+    require(theirs is None or theirs is model, "the drafter is of another model than the one that verifies (heads: load_heads)")
+    require(eos_token_id is None or isinstance(eos_token_id, int), f"eos_token_id={eos_token_id} must be one token's id")
     require(temperature >= 0, f"temperature={temperature} must be >= 0")
     seeds = seed if isinstance(seed, list) else [[seed, i] for i in range(len(rows))]
+    require(len(seeds) == len(rows), f"seed: {len(seeds)} of them for {len(rows)} rows")
     luck = [np.random.default_rng(s).random(max_new_tokens + depth + 1) for s in seeds] if temperature else None
     out, memory, log, n_passes = [_Row(row.tolist(), max_new_tokens, eos_token_id) for row in rows], {}, [], 0
     with undisturbed(model):
@@ -197,7 +202,9 @@ def _passes(log: list, decoded: list[list[int]], depth: int, end: int | None) ->
 
 def _rows(model, ids, max_new_tokens: int) -> list[torch.Tensor]:
     """The prompts, checked, on the model's device."""
+    require(hasattr(model, "get_input_embeddings"), f"model: a model of transformers (of a Backbone, .model), not {type(model)}")
     ids = [ids] if torch.is_tensor(ids) and ids.ndim == 1 else list(ids)
+    require(all(map(torch.is_tensor, ids)), f"ids must be tensors of token ids, not {type(ids[0]).__name__ if ids else None}")
     require(ids and all(x.ndim == 1 and len(x) and not x.is_floating_point() for x in ids), "ids must be prompts of >= 1 token")
     require(max_new_tokens >= 1, f"max_new_tokens={max_new_tokens} must be >= 1")
     known = model.get_input_embeddings().num_embeddings

@@ -22,6 +22,9 @@ class HeadDrafter:
     """
 
     def __init__(self, *heads: Heads):
+        require(heads and all(isinstance(one, Heads) for one in heads), "HeadDrafter takes Heads, one after the other")
+        require(len({id(one.model) for one in heads}) == 1, "the heads are on different models")
+        self.model = heads[0].model
         offsets = sorted(k for one in heads for k in one.spec.offsets)
         require(offsets == list(range(2, len(offsets) + 2)), f"heads of offsets {offsets} must be those of 2, 3, ... once each")
         self.heads, self.depth = heads, len(offsets)
@@ -72,7 +75,10 @@ class MarginalDrafter:
 
 
 class LookupDrafter:
-    """Prompt lookup (Saxena, 2023): what followed the last time that the last `longest` tokens, or fewer, stood in the row."""
+    """Prompt lookup (Saxena, 2023): what followed the last time that the last `longest` tokens, or fewer, stood in the row.
+
+    It has one candidate an offset: widths above 1 only cost.
+    """
 
     layers = ()
 

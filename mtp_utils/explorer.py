@@ -14,6 +14,7 @@ from .backbones import Backbone
 from .blocks import end_of, texts_of
 from .heads import Heads
 from .marginal import future_log_probs
+from .rows import require
 from .training import heads_from
 
 TOP = 5  # candidates shown
@@ -92,10 +93,10 @@ def text_of(table: pd.DataFrame, corpus: str, backbone: str) -> dict:
     return {"corpus": corpus, "backbone": backbone, "ids": spoken["token"].tolist(), "names": names, "said": said}
 
 
-def page(texts: list[dict]) -> str:
-    """The whole page. What texts say is data, and cannot end the element it lies in."""
-    offsets = sorted({offset for text in texts for _, offset, predictor, *_ in text["said"] if predictor == "marginal"})
-    data = json.dumps({"texts": texts, "offsets": offsets}, ensure_ascii=True, separators=(",", ":"))
+def page(texts: list[dict], note: str = "") -> str:
+    """The whole page, with a note under its title. What texts say is data, and cannot end the element it lies in."""
+    offsets = sorted({offset for text in texts for _, offset, predictor, *_ in text["said"] if predictor != "ntp"})
+    data = json.dumps({"texts": texts, "offsets": offsets, "note": note}, ensure_ascii=True, separators=(",", ":"))
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return Path(__file__).with_name("explorer.html").read_text("utf-8").replace("DATA", data, 1)
 
@@ -110,12 +111,22 @@ def frame(content: str, height: int = 560):
 
 
 def explore(backbone: Backbone, text: str, heads: tuple[Heads, ...] = ()):
-    """The page for any text, shown in a notebook; of its first LONGEST tokens.
+    """The page for any text, shown in a notebook; of its first LONGEST tokens. `explore_page` gives it as HTML to be kept.
 
-    heads: on this backbone, of different offsets. Raises ValueError for a text of fewer than three tokens.
+    heads: on this backbone, of different offsets. Raises ValueError for a text of fewer than two tokens, or other heads.
     """
-    ids = [end_of(backbone.tokenizer), *backbone.tokenizer(text, add_special_tokens=False)["input_ids"]][:LONGEST]
-    if len(ids) < 3:
-        raise ValueError(f"text: {len(ids) - 1} tokens; at least two are needed for the token after next to be there")
+    return frame(explore_page(backbone, text, heads))
+
+
+def explore_page(backbone: Backbone, text: str, heads: tuple[Heads, ...] = ()) -> str:
+    """As `explore`: the page itself, a whole HTML file."""
+    heads = (heads,) if isinstance(heads, Heads) else tuple(heads)
+    offsets = [k for one in heads for k in one.spec.offsets]
+    require(len(offsets) == len(set(offsets)), f"heads of offsets {offsets}: an offset has one head")
+    require(all(one.model is backbone.model for one in heads), f"heads not on {backbone.name}: load_heads(folder, backbone)")
+    whole = [end_of(backbone.tokenizer), *backbone.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids = whole[:LONGEST]
+    require(len(ids) > 2, f"text: {len(ids) - 1} tokens; at least two are needed for the token after next to be there")
     table = with_text(said_table(backbone, ids, heads), ids, backbone.tokenizer)
-    return frame(page([text_of(table, "text", backbone.name)]))
+    cut = f"The first {len(ids) - 1} of {len(whole) - 1} tokens." if len(whole) > len(ids) else ""
+    return page([text_of(table, "text", backbone.name)], cut)

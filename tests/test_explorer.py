@@ -15,7 +15,7 @@ from mtp_utils.heads import Heads, HeadSpec
 from mtp_utils.marginal import future_log_probs
 
 TEXTS = ["<script>document.title='bad'</script>", "</script><b>", " a", "\n", "&amp;", "\u00e9\U0001f600", '"']
-IDS = [0, 3, 1, 4, 1, 5, 2, 6, 0, 3]
+IDS = [0, 3, 6, 4, 3, 5, 2, 6, 0, 3]
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,17 @@ def test_a_text_too_short_for_the_token_after_next_is_refused():
     assert "iframe" in explorer.explore(b, "xxxx").data
 
 
+def test_heads_of_another_model_or_twice_of_an_offset_are_refused_and_a_long_text_is_cut_and_says_so(monkeypatch):
+    b, other = backbone(), backbone()
+    with pytest.raises(ValueError, match="not on tiny/llama"):
+        explorer.explore(b, "xxxx", (Heads(other, HeadSpec()),))
+    with pytest.raises(ValueError, match="an offset has one head"):
+        explorer.explore(b, "xxxx", (Heads(b, HeadSpec()), Heads(b, HeadSpec(offsets=(2,)))))
+    monkeypatch.setattr(explorer, "LONGEST", 6)
+    data = explorer.explore_page(b, "x" * 9, Heads(b, HeadSpec(offsets=(5,)))).split('id="data">')[1].split("</script>")[0]
+    assert json.loads(data)["note"] == "The first 5 of 9 tokens." and json.loads(data)["offsets"] == [2, 3, 4, 5]
+
+
 @pytest.fixture(scope="module")
 def browser():
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
@@ -149,10 +160,12 @@ def test_in_a_browser_pointing_and_the_keyboard_show_the_numbers_of_the_table(br
     table, path = table_of(b), tmp_path / "explorer.html"
     path.write_text(page_of(b), encoding="utf-8")
     browser.get(path.as_uri())
-    tokens = browser.find_elements(By.CSS_SELECTOR, "#text button")
+    tokens = browser.find_elements(By.CSS_SELECTOR, "#text [role=button]")
     assert len(tokens) == len(IDS) - 1 and browser.title != "bad"
     first = int(table["at"].min())
     assert tokens[8 - first].get_property("textContent") == TEXTS[0]  # shown as text
+    line = [t.location["y"] for t in tokens]
+    assert line[2 - first] == line[3 - first] != line[5 - first]  # token 4 is one that ends a line
     ActionChains(browser).move_to_element(tokens[5 - first]).perform()
     check(browser, table, 5, 2)
     browser.execute_script("arguments[0].focus()", tokens[3])
@@ -162,7 +175,7 @@ def test_in_a_browser_pointing_and_the_keyboard_show_the_numbers_of_the_table(br
     check(browser, table, 5 + first, 2)
     assert browser.switch_to.active_element.get_attribute("aria-label").startswith("token 5")
     browser.find_element(By.CSS_SELECTOR, "input[name=offset][value='3']").click()
-    tokens = browser.find_elements(By.CSS_SELECTOR, "#text button")
+    tokens = browser.find_elements(By.CSS_SELECTOR, "#text [role=button]")
     ActionChains(browser).move_to_element(tokens[6 - first]).perform()
     check(browser, table, 6, 3)
     for at, button in enumerate(tokens, first):  # the colour: was the marginal's first candidate right?
@@ -172,7 +185,7 @@ def test_in_a_browser_pointing_and_the_keyboard_show_the_numbers_of_the_table(br
         assert button.get_attribute("class") == wanted
     for kind, value in (("corpus", "two"), ("backbone", "tiny/b")):
         browser.find_element(By.CSS_SELECTOR, f"input[name={kind}][value='{value}']").click()
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#text button")) == len(tokens)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#text [role=button]")) == len(tokens)
     colours = []
     for scheme in ("light", "dark"):
         features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
