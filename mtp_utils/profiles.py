@@ -67,7 +67,7 @@ class Profile:
 # Pythia's last checkpoints, by size; backbones of a run share a tokenizer, so a newer family is a run with --backbone.
 PYTHIA = tuple(f"EleutherAI/pythia-{s}@step143000" for s in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"))
 FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
-FEW |= {"new_tokens": 4, "timed_prompts": 1}
+FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
 FULL = {"grid": EVERY_KIND, "grid_offsets": (2, 3, 4), "timeout_s": 10**6}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
 # of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,
