@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .profiles import OWN, PROFILES, Profile, own_of, with_own
 
 COMMANDS = ("check", "publish", "test", "setup")  # the last two are reproduce.sh's own
 FAILED, UNKNOWN_WORD, INTERRUPTED = 1, 2, 130
+LAST_WORDS = 15.0  # seconds that a failed process of several waits before it ends
 
 
 class _Parser(argparse.ArgumentParser):
@@ -247,8 +249,10 @@ def _run_id(profile: Profile, force: bool) -> str:
 
 if __name__ == "__main__":
     ended = main()
-    if ranks.count() > 1:  # at once: threads of the process group that are still there would abort the interpreter's own end
+    if ranks.count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(ended)
+        if ended == FAILED:  # torchrun ends the others with this one: the one that fell first may not have said why yet
+            time.sleep(LAST_WORDS)
+        os._exit(ended)  # at once: threads of the process group that are still there would abort the interpreter's own end
     sys.exit(ended)
