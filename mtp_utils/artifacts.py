@@ -92,8 +92,10 @@ def scorecard(verdicts: pd.DataFrame, profile: str) -> str:
 
 def unfinished(profile: str) -> list[str]:
     """Notebooks that have not been run to their end under a profile, or have changed since."""
+    from .reproduce import all_notebooks
+
     missing = []
-    for path in sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+    for path in all_notebooks():
         entry = paths.notebooks(profile) / f"{path.stem}.finished.json"
         if not entry.is_file() or json.loads(entry.read_text("utf-8"))["source_sha256"] != source_sha256(path.stem):
             missing.append(path.stem)
