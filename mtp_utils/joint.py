@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 
-from . import blocks, paths, ranks
+from . import blocks, paths, ranks, sharded
 from .backbones import Backbone, unembed
 from .features import FrozenFeatures
 from .heads import Heads, HeadSpec
@@ -24,7 +24,7 @@ from .loop import checkpoint, rate_at, restore
 from .offsets import labels_at, predictions_at
 from .records import fingerprint, measurement_key
 from .runtime import progress
-from .training import NUMBERS, Training, averaged, combine, head_groups, over_blocks, plan, share_of, step_losses
+from .training import NUMBERS, Training, averaged, by_kind, combine, head_groups, over_blocks, plan, share_of, step_losses
 
 SAVE_EVERY, SAVE_SHARE = 60.0, 0.05  # seconds between checkpoints, and the most of the time that saving may take
 
@@ -61,10 +61,14 @@ class Together:
     def __init__(self, backbone: Backbone, spec: HeadSpec | None, how: Joint):
         if len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1:
             raise ValueError(f"{backbone.name} lies on several devices: it can be measured, but not trained")
-        model = copy.deepcopy(backbone.model).float().requires_grad_(False)
+        model = copy.deepcopy(backbone.model).requires_grad_(False)
         self.backbone, self.best = dataclasses.replace(backbone, model=model), {}
-        self.heads = Heads(self.backbone, spec, how.seed) if spec else None
+        self.heads = Heads(self.backbone, spec, how.seed).float() if spec else None
         self.adapters = with_lora(model, how.lora, how.seed) if how.lora else None
+        self.states = States(model.base_model)
+        if sharded.asked():
+            sharded.shard(self.states, model)
+        model.float()
         named = dict(model.named_parameters())
         self.trained = {n: p for n, p in named.items() if ".lora_" in n} if how.lora else named
 
@@ -80,7 +84,7 @@ class Together:
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """Copies of all that is trained: `heads.<name>`, `model.<name>`."""
-        found = {f"model.{n}": p.detach().cpu().clone() for n, p in self.trained.items()}
+        found = {f"model.{n}": sharded.whole(p.detach()).cpu().clone() for n, p in self.trained.items()}
         return found | {f"heads.{n}": x.cpu().clone() for n, x in (self.heads.state_dict() if self.heads else {}).items()}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -92,9 +96,21 @@ class Together:
         self.best = {n.removeprefix("best."): x for n, x in state.items() if n.startswith("best.")}
         with torch.no_grad():
             for n, p in self.trained.items():
-                p.copy_(state[f"model.{n}"])
+                p.copy_(sharded.as_held(state[f"model.{n}"], p))
         if self.heads:
             self.heads.load_state_dict({n.removeprefix("heads."): x for n, x in state.items() if n.startswith("heads.")})
+
+
+class States(torch.nn.Module):
+    """All hidden states of a decoder, embeddings first: layers + 1 of (batch, T, d)."""
+
+    def __init__(self, decoder: torch.nn.Module):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """tokens: (batch, T) int64."""
+        return self.decoder(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
 
 
 def with_lora(model, rank: int, seed: int):
@@ -120,18 +136,18 @@ def joint_training(
         ValueError: as training.trained_heads; FloatingPointError: a loss that is not finite, with the step, the rates and the
             documents; the last good checkpoint stays.
     """
-    accelerator, together = Accelerator(), Together(features.backbone, spec, how)
+    together, accelerator = Together(features.backbone, spec, how), Accelerator()
     order, checks = plan(features, spec or HeadSpec(offsets=(2,)), how)
     offsets, steps = spec.offsets if spec else (), len(order)
     peaks = how.rates(offsets) if spec else (how.rate,)
     groups = [g for k, peak in zip(offsets, peaks, strict=False) for g in head_groups(together.heads, k, peak)]
     peak = max(peaks) * how.backbone_rate
-    groups.append({"params": list(together.trained.values()), "lr": peak, "peak": peak, "backbone": True})
+    groups += [{"params": part, "lr": peak, "peak": peak, "backbone": True} for part in by_kind(together.trained.values())]
     together.free(True)
-    optimizer = accelerator.prepare(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
+    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     path, settings = checkpoint_path(features, validation, spec, how), fingerprint(how)
     first, seen = restore(together, optimizer, path, settings)
-    seen = seen or {"loss": [], "validation": [losses_on(together, validation, how)], "kept": 0}
+    seen = seen or {"loss": [], "validation": [ranks.first_says(losses_on(together, validation, how))], "kept": 0}
     together.best = together.best or together.arrays()
     warm, saved, pause = round(how.warmup * steps), time.monotonic(), SAVE_EVERY
     for step in progress(range(first, steps), f"joint {spec.kind if spec else 'NTP'}, {features.backbone.name}"):
@@ -153,10 +169,10 @@ def joint_training(
         optimizer.step()
         optimizer.zero_grad()
         if step + 1 in checks:
-            seen["validation"].append(losses_on(together, validation, how))
+            seen["validation"].append(ranks.first_says(losses_on(together, validation, how)))
             if not spec or np.mean(seen["validation"][-1][1:]) < np.mean(seen["validation"][seen["kept"]][1:]):
                 seen["kept"], together.best = len(seen["validation"]) - 1, together.arrays()
-        if (now := time.monotonic()) - saved >= pause and ranks.first():
+        if ranks.first_says((now := time.monotonic()) - saved >= pause):
             checkpoint(together, optimizer, path, step + 1, seen, settings)
             saved = time.monotonic()
             pause = max(SAVE_EVERY, (saved - now) / SAVE_SHARE)
@@ -173,7 +189,7 @@ def joint_losses(together: Together, features: FrozenFeatures, rows, how: Joint,
     model, heads = together.model, together.heads
     tokens, device = features.tokens[rows].to(model.device), model.device
     with torch.autocast(device.type, torch.bfloat16, enabled=how.bf16 and backward is not None):
-        hidden = model.base_model(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
+        hidden = together.states(tokens)
         tops = [hidden[-1]] + ([torch.stack([hidden[i] for i in heads.layers], 2)] if heads else [])
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tops]
         found = [ntp_loss(model, leaves[0], tokens, how.ntp_weight, backward)]

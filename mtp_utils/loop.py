@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import AutoTokenizer
 
-from . import blocks, corpora, paths
+from . import blocks, corpora, paths, ranks, sharded
 from .blocks import CONTEXT
 from .execute import exclusive
 from .records import read_json, write_atomic, write_json
@@ -110,10 +110,13 @@ def _train(spec: Spec, rate: float, tokens: int, work: Path, every: int, batch: 
 
 
 def checkpoint(parts, optimizer, path: Path, step: int, curve, settings: dict) -> None:
-    """What `restore` needs to go on after `step` steps, in one file; curve: anything JSON can hold."""
+    """What `restore` needs to go on after `step` steps, in one file, written by the first process; curve: anything JSON can
+    hold."""
     tensors = {f"parts.{k}": v.contiguous() for k, v in parts.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v.contiguous() for k, v in state.items()}
+        tensors |= {f"optimizer.{i}.{k}": sharded.whole(v).contiguous() for k, v in state.items()}
+    if not ranks.first():
+        return
     metadata = {"step": str(step), "curve": json.dumps(curve), "settings": json.dumps(settings)}
     write_atomic(path, save(tensors, metadata=metadata | {"sha256": _digest(tensors, metadata)}))
 
@@ -144,10 +147,11 @@ def restore(parts, optimizer, path: Path, settings: dict) -> tuple[int, list | d
         return 0, []
     require_same(settings, json.loads(metadata["settings"]), path)
     parts.load_state_dict({k.removeprefix("parts."): v for k, v in tensors.items() if k.startswith("parts.")})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, i, name = key.split(".")
-            state["state"].setdefault(int(i), {})[name] = value
+            state["state"].setdefault(int(i), {})[name] = sharded.as_held(value, parameters[int(i)])
     optimizer.load_state_dict(state)
     return int(metadata["step"]), json.loads(metadata["curve"])
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
-from . import ranks
+from . import ranks, sharded
 from .backbones import unembed
 from .features import FrozenFeatures
 from .heads import Heads, HeadSpec
@@ -65,7 +66,7 @@ def trained_heads(
     heads = Heads(features.backbone, spec, training.seed)
     order, checks = plan(features, spec, training)
     groups = [g for k, rate in zip(spec.offsets, training.rates(spec.offsets), strict=True) for g in head_groups(heads, k, rate)]
-    optimizer = accelerator.prepare(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
+    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     losses, best = [], _Best(heads, validate(heads, validation, training.labels))
     name = f"{spec.kind} on {spec.features}, {features.backbone.name}"
     for step in progress(range(len(order)), name):
@@ -107,11 +108,24 @@ def averaged(losses: list[float]) -> list[float]:
 
 
 def combine(accelerator: Accelerator, parameters: list, norm: float = 1.0) -> float:
-    """Gradients averaged over the processes, then clipped to that norm together; returns the norm they had."""
+    """Gradients averaged over the processes (those of shared-out parameters are already), then clipped to that norm together;
+    returns the norm they had."""
+    parts = by_kind(parameters)
     for p in parameters if accelerator.num_processes > 1 else ():
-        if p.grad is not None:
+        if p.grad is not None and not isinstance(p, DTensor):
             p.grad = accelerator.reduce(p.grad, "mean")
-    return float(torch.nn.utils.clip_grad_norm_(parameters, norm))
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
+    norms = [sharded.whole(x).to(part[0].device) for x, part in zip(norms, parts, strict=True)]
+    had = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    for part in parts:
+        torch.nn.utils.clip_grads_with_norm_(part, norm, had)
+    return float(had)
+
+
+def by_kind(parameters) -> list[list]:
+    """Those that this process holds whole, and those of which it holds a share: what can be summed and stepped at once."""
+    parts = [[p for p in parameters if isinstance(p, DTensor) == shared] for shared in (False, True)]
+    return [part for part in parts if part]
 
 
 class _Best:

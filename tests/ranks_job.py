@@ -1,17 +1,20 @@
 """What a measurement, a training run and one gradient give, however many processes make them: `python ranks_job.py OUT`.
 
-Started by torchrun it runs in each of them, and the first one writes; see test_ranks.py.
+Started by torchrun it runs in each of them, and the first one writes; where FSDP is asked for, what can be shared out so; see
+test_ranks.py.
 """
 
 import sys
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.numpy import save_file
-from tiny_models import VOCAB, tiny_backbone
+from tiny_models import VOCAB, stop_in_step_11, tiny_backbone
+from torch.distributed.tensor import DTensor
 
-from mtp_utils import gaps, measures, ranks, training
+from mtp_utils import gaps, joint, measures, ranks, sharded, training
 from mtp_utils.blocks import Blocks
 from mtp_utils.features import FrozenFeatures
 from mtp_utils.heads import Heads, HeadSpec
@@ -67,9 +70,36 @@ def results() -> dict[str, np.ndarray]:
     return found | {f"gradient.{n}": x for n, x in gradients(backbone, text).items()}
 
 
-def gradients(backbone, text: FrozenFeatures) -> dict[str, np.ndarray]:
+def sharded_results(stop: bool) -> dict[str, np.ndarray]:
+    """Joint training of several architectures (GPT-2's embedding is its LM head), in full and with adapters, and gradients; with
+    `stop` the training is interrupted in its 11th step and goes on from its checkpoint."""
+    torch.set_num_threads(1)
+    found, spec = {}, HeadSpec("residual", "mix", offsets=(2, 3))
+    for name, lora in (("gpt_neox", 0), ("gpt2", 0), ("gemma3", 2)):
+        backbone = tiny_backbone(name, fingerprint=name)
+        text, held_out = (FrozenFeatures(backbone, random_tokens(n, seed), (0, 1, 2), horizon=3) for n, seed in ((40, 2), (3, 3)))
+        given = text, held_out, spec, Joint(1e-2, 40 * LENGTH, blocks=2, backbone_rate=0.5, warmup=0.25, lora=lora)
+        if stop:
+            with pytest.MonkeyPatch.context() as patch:
+                calls = stop_in_step_11(patch)
+                with pytest.raises(KeyboardInterrupt):
+                    joint_training(*given)
+            assert sum(calls) == 11 and joint.checkpoint_path(*given).exists()
+        trained = joint_training(*given)
+        found |= {f"joint.{name}.{n}": x for n, x in trained.items()}
+        one = Together(backbone, spec, given[-1])
+        shares = [p for p in one.trained.values() if isinstance(p, DTensor)]
+        held = sum(p.to_local().numel() for p in shares)
+        assert bool(shares) == sharded.asked() and held <= 0.6 * sum(p.numel() for p in shares)
+        where = tiny_backbone(name, dtype=torch.float64)
+        found |= {f"gradient.{name}.{n}": x for n, x in gradients(where, text, lora=lora).items()}
+    heads = training.trained_heads(text, held_out, spec, Training(1e-2, 40 * LENGTH, blocks=2))
+    return found | {f"heads.{n}": x for n, x in heads.items()}
+
+
+def gradients(backbone, text: FrozenFeatures, lora: int = 0) -> dict[str, np.ndarray]:
     """Of one step on four blocks, in float64, before any clipping."""
-    how = Joint(1e-2, 4 * LENGTH, blocks=4)
+    how = Joint(1e-2, 4 * LENGTH, blocks=4, lora=lora)
     together = Together(backbone, HeadSpec("block", offsets=(2, 3)), how)
     together.backbone.model.double()
     together.heads.double()
@@ -78,10 +108,10 @@ def gradients(backbone, text: FrozenFeatures) -> dict[str, np.ndarray]:
     named = together.trained | dict(together.heads.named_parameters())
     training.combine(Accelerator(), list(named.values()), norm=1e9)
     assert isinstance(together.heads, Heads)
-    return {n: p.grad.numpy() for n, p in named.items() if p.grad is not None}
+    return {n: sharded.whole(p.grad).numpy() for n, p in named.items() if p.grad is not None}
 
 
 if __name__ == "__main__":
-    measured = results()
+    measured = sharded_results(stop=True) if sharded.asked() else results()
     if ranks.first():
         save_file({n: np.ascontiguousarray(x, dtype=np.float64) for n, x in measured.items()}, sys.argv[1])

@@ -1,0 +1,52 @@
+"""Joint training of a backbone whose gradients and optimiser states are more than one device holds: FSDP2.
+
+Where the processes were started so (accelerate/fsdp2.yaml), each of them holds its share of every decoder layer that is trained,
+and the rest (embeddings, final norm, LM head, heads) whole. The base model, in its own dtype, lies whole on every device.
+"""
+
+import os
+import warnings
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from . import ranks
+
+
+def asked() -> bool:
+    """Whether the processes were started for it: several, and accelerate's configuration says FSDP."""
+    return ranks.count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def shard(root: torch.nn.Module, model) -> None:
+    """Each process keeps its share of every decoder layer of a transformers model, in float32; a layer is whole only while it is
+    computed, by calling `root`, a module around the decoder: transformers knows its own by their class, which FSDP2 changes.
+    RuntimeError where the layers are not found, or where it is not FSDP2 that was asked for."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise RuntimeError(f"FSDP_VERSION={os.environ.get('FSDP_VERSION')}: only FSDP2 is used, see accelerate/fsdp2.yaml")
+    n = model.config.get_text_config().num_hidden_layers
+    found = [m for m in root.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n]
+    if not found:
+        raise RuntimeError(f"{type(model).__name__} has no list of its {n} layers, so it cannot be shared out")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing here writes into one
+    ranks.meet()
+    mesh = init_device_mesh(model.device.type, (ranks.count(),))
+    for layer in found[0]:
+        fully_shard(layer.float(), mesh=mesh)
+    fully_shard(root, mesh=mesh, ignored_params={p for p in model.parameters() if not isinstance(p, DTensor)})
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of it in every process; all have to ask at once."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def as_held(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A whole tensor as this process holds the parameter: its share where that is shared out, and nothing is sent."""
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+        return tensor
+    on = tensor.to(parameter.device)
+    return distribute_tensor(on, parameter.device_mesh, parameter.placements, src_data_rank=None)
