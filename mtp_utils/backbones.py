@@ -85,8 +85,12 @@ def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cuda":
         return False
     stored = AutoConfig.from_pretrained(folder, **LOCAL).dtype or torch.float32
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) * dtype.itemsize / stored.itemsize
+    size = _weight_bytes(folder) * dtype.itemsize / stored.itemsize
     return size > ROOM * torch.cuda.mem_get_info(device)[0]
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def look_at(name: str, revision: str | None = None):
@@ -95,7 +99,7 @@ def look_at(name: str, revision: str | None = None):
     try:
         config = AutoConfig.from_pretrained(folder, **LOCAL)
         tokenizer = _tokenizer(folder, source)
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        size = _weight_bytes(folder)
         if not size:
             raise ValueError("it has no *.safetensors")
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from .expansion import precise
-from .rows import require, undisturbed
+from .rows import position_limit, require, undisturbed
 from .verify import Prefix, check_attention, tree_of
 
 
@@ -211,7 +211,7 @@ def _rows(model, ids, max_new_tokens: int) -> list[torch.Tensor]:
     require(all(0 <= int(x.min()) and int(x.max()) < known for x in ids), f"ids must be in [0, {known})")
     config, longest = model.config.get_text_config(), max(map(len, ids))
     asked = f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens}"
-    limit = getattr(config, "max_position_embeddings", None) or longest + max_new_tokens
+    limit = position_limit(config)
     require(longest + max_new_tokens <= limit, f"{asked} are more than the model's {limit} positions: shorten either")
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     slides = window and longest + max_new_tokens > window and (kinds is None or any("sliding" in kind for kind in kinds))

@@ -160,6 +160,7 @@ def look_over(profile: Profile, dry: bool = False) -> None:
     on the hub is looked for there and not fetched."""
     from . import blocks, hub
     from .backbones import look_at
+    from .rows import position_limit
 
     kinds, needed = {}, blocks.CONTEXT + profile.horizon
     try:
@@ -170,7 +171,7 @@ def look_over(profile: Profile, dry: bool = False) -> None:
                 print(f"{name}: {size / 1e9:.2f} GB, {missing / 1e9:.2f} GB of them to be fetched", flush=True)
                 continue
             config, tokenizer, size = look_at(name)
-            most = getattr(config.get_text_config(), "max_position_embeddings", None) or needed
+            most = position_limit(config)
             print(f"{name}: {type(config).__name__}, {size / 1e9:.2f} GB of weights", flush=True)
             if most < needed:
                 raise ValueError(f"{name} reads {most} tokens; {needed} are needed")

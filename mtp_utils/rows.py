@@ -1,5 +1,6 @@
 """The caller's batch, checked, with its padding closed up; and its way through an engine in sub-batches."""
 
+import math
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral
@@ -11,6 +12,11 @@ from mtp_utils.expansion import Level, precise
 
 PREFIX_TOKENS = 4096  # of the rows of one prefix pass, their padding included
 PREFIX_LOGITS = 2**24  # numbers, of one prefix pass
+
+
+def position_limit(config) -> float:
+    """The most tokens that a model of this configuration reads; infinite where its positions are not counted."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def require(condition, message):
@@ -88,7 +94,7 @@ class Rows:
         known = model.get_input_embeddings().num_embeddings
         outside = (self.there & ((self.ids < 0) | (self.ids >= known))).nonzero()[:3].tolist()
         require(not outside, f"input_ids must be in [0, {known}); outside at (row, column) {outside}")
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or self.longest
+        limit = position_limit(model.config)
         seen = f"{self.longest - self.offset + 1} tokens + {name} {self.offset} - 1 = {self.longest}"
         require(self.longest <= limit, f"input_ids: {seen} is above the model's {limit} positions")
         head = model.get_output_embeddings()

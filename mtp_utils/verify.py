@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from .backbones import unembed, unembeds
 from .reference import TOLERANCE, active_lengths, gap
-from .rows import require
+from .rows import position_limit, require
 
 
 class Prefix:
@@ -24,7 +24,7 @@ class Prefix:
         config = model.config.get_text_config()
         self.split, last = model.base_model is not model and unembeds(model), (config.num_hidden_layers,)
         self.inner = bool(layers) and (not self.split or layers != last)  # whether other states than the last are read
-        self.limit = getattr(config, "max_position_embeddings", None) or 2**31
+        self.limit = position_limit(config)
         self.length = [len(row) for row in rows]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         length = torch.tensor(self.length, device=ids.device)
