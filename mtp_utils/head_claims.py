@@ -108,7 +108,7 @@ def c4_effects(frozen: pd.DataFrame, joint: pd.DataFrame, longer: pd.DataFrame, 
     for corpus, ours in joint.groupby("corpus", sort=False):
         parts = {
             "helps at equal tokens": seeded_effect(ours, "log_prob", frozen[frozen.corpus == corpus]),
-            "helps at equal seconds" if as_long else "helps against five times the tokens": seeded_effect(
+            "helps at equal seconds" if as_long else "helps against four times the tokens": seeded_effect(
                 ours, "log_prob", longer[longer.corpus == corpus]
             ),
             "a gap remains": seeded_effect(ours, "excess_ce"),
