@@ -166,7 +166,8 @@ def read_arrays(path: Path, key: str | None = None) -> Arrays | None:
         record, data = _checked(path, key)
     except UNTRUSTED:
         return None
-    return Arrays(load(data), record["sha256"], record.get("seconds", float("nan")))
+    values = dict(sorted(load(data).items()))  # load gives them in an order of its own, another one each time
+    return Arrays(values, record["sha256"], record.get("seconds", float("nan")))
 
 
 def write_arrays(path: Path, arrays: dict, record: dict | None = None) -> None:
