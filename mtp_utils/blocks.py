@@ -163,8 +163,7 @@ def evaluation_text(profile, tokenizer, seed: int = 0) -> dict[str, Blocks]:
 
 def _windows(corpus: str, split: str, tokenizer, n_documents: int, n_positions: int, horizon: int, seed: int) -> dict:
     """tokens, mask, scored, classes (documents, CONTEXT); `names`: documents, clusters and rates as JSON in bytes."""
-    known = (*corpora.CORPORA, corpora.TEXT)
-    rng = np.random.default_rng([seed, known.index(corpus), corpora.SPLITS.index(split)])
+    rng = np.random.default_rng([seed, corpora.KNOWN.index(corpus), corpora.SPLITS.index(split)])
     clusters = {}
     for d in corpora.documents(corpus, split):
         clusters.setdefault(d.cluster, []).append(d)

@@ -23,6 +23,7 @@ from pathlib import Path
 from . import hub, paths, profiles, translation
 
 CORPORA, TEXT = profiles.CORPORA, profiles.TEXT
+KNOWN = tuple(dict.fromkeys((*CORPORA, TEXT, *profiles.HUB_CORPORA)))
 SPLITS = ("pretrain", "heads", "validation", "test")
 MAX_OVERLAP = 0.10  # of a document's word 13-grams seen in training
 RATES = (0.0, 0.25, 0.5)  # free choice in the translation documents; the first line of each states it
@@ -80,7 +81,7 @@ def split_of(path: str) -> str:
 
 def documents(corpus: str, split: str) -> list[Document]:
     """All documents of one corpus and split, in a fixed order. Raises ValueError for unknown names."""
-    for value, known, what in ((corpus, (*CORPORA, TEXT), "corpus"), (split, SPLITS, "split")):
+    for value, known, what in ((corpus, KNOWN, "corpus"), (split, SPLITS, "split")):
         if value not in known:
             raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(known)}")
     dropped = set(frozen().get("dropped", {}).get(corpus, ())) if split in ("validation", "test") and embedded(corpus) else ()
@@ -93,8 +94,9 @@ def embedded(corpus: str) -> bool:
 
 
 def names() -> tuple[str, ...]:
-    """The corpora of this run: the embedded ones, or the user's text alone."""
-    return (TEXT,) if profiles.own_of()["text"] else CORPORA
+    """The corpora of this run: the embedded ones, those of the hub, or the user's text alone."""
+    given = profiles.own_of()
+    return (TEXT,) if given["text"] else profiles.HUB_CORPORA if given["hub"] else CORPORA
 
 
 @lru_cache(maxsize=2)

@@ -53,6 +53,13 @@ def lines(rows) -> Iterator[tuple[str, tuple]]:
             text = ""
 
 
+def answers(rows) -> Iterator[tuple[str, tuple]]:
+    """An instruction, the passage it is about where there is one, and the answer, which may be scored."""
+    for row in rows:
+        asked = "\n\n".join(part for part in (row["instruction"], row["context"]) if part) + "\n\n"
+        yield asked + row["response"] + "\n", ((len(asked), len(asked) + len(row["response"]) + 1),)
+
+
 def files(rows) -> Iterator[tuple[str, tuple]]:
     """A source file each."""
     for row in rows:
@@ -67,6 +74,14 @@ SOURCES = {
         "codeparrot/codeparrot-clean-valid", {"all": "*.json.gz"}, ("content",), "each repository's, in a column", 90, files
     ),
     "prose": Source("Salesforce/wikitext", WIKI, ("text",), "CC BY-SA 3.0 and GFDL", 160, lines),
+    "instructions": Source(
+        "databricks/databricks-dolly-15k",
+        {"all": "databricks-dolly-15k.jsonl"},
+        ("instruction", "context", "response"),
+        "CC BY-SA 3.0",
+        13,
+        answers,
+    ),
 }
 
 

@@ -10,6 +10,7 @@ LADDER = tuple(f"ladder/w{width}" for width in (16, 32, 64, 128, 256))
 SEEDS = tuple(f"ladder/w{width}-seed{seed}" for width in (16, 32, 64) for seed in (1, 2))
 TWINNED, TWINS = "ladder/w128", ("ladder/w128-mtp", "ladder/w128-offset2")  # one shape and tokens: NTP, MTP loss, offset 2
 CORPORA = ("translation", "code", "prose")
+HUB_CORPORA = (*CORPORA, "instructions")
 TEXT = "text"  # the corpus that is the user's own file
 OWN = "MTP_OWN"  # environment: own_of as JSON, from the runner to the kernels
 
@@ -64,11 +65,13 @@ class Profile:
         return not self.name.startswith("smoke")
 
 
-# Pythia's last checkpoints, by size; backbones of a run share a tokenizer, so a newer family is a run with --backbone.
+# Pythia's last checkpoints and, of a newer family, the models before any instruction, each by size; backbones of a run share a
+# tokenizer. Qwen3 has no revisions with names: the first run writes the commits down and later ones hold to them.
 PYTHIA = tuple(f"EleutherAI/pythia-{s}@step143000" for s in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"))
+QWEN3 = tuple(f"Qwen/Qwen3-{s}-Base" for s in ("0.6B", "1.7B", "4B", "8B"))
 FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
 FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
-FULL = {"grid": EVERY_KIND, "grid_offsets": (2, 3, 4), "timeout_s": 10**6}
+FULL = {"corpora": HUB_CORPORA, "grid": EVERY_KIND, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
 # of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,
 # and varies the kind on the last layer and the features of the residual head: all twelve pairs would take twice the time, and
@@ -78,8 +81,9 @@ PROFILES = {
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
         Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, joint=LADDER[2]),
-        Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], needs_hub=True, **FULL),
-        Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], needs_hub=True, **FULL),
+        Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),
+        Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], **FULL),
+        Profile("hub-qwen3", backbones=QWEN3, joint=QWEN3[0], **FULL),
     )
 }
 

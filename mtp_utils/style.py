@@ -21,6 +21,7 @@ STYLE = {  # name -> colour, marker, line style
     "translation": ("#0072B2", "o", "-"),
     "code": ("#009E73", "s", "--"),
     "prose": ("#D55E00", "^", "-."),
+    "instructions": ("#CC79A7", "P", ":"),
     "text": ("#0072B2", "o", "-"),
     "data": ("#000000", "o", "-"),
     "sampled": ("#0072B2", "D", "--"),

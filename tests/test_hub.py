@@ -24,6 +24,14 @@ def code(path):
             file.write(json.dumps({"content": f"def f{i}(x):\n    return x + {i}\n\n\n" * 12, "license": "mit"}) + "\n")
 
 
+def instructions(path):
+    rows = [
+        {"instruction": f"What is {i}?", "context": "It is. " * (i % 2), "response": f"Number {i}. " * 20, "category": "qa"}
+        for i in range(2400)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 PARTS = ("train", "validation", "test")
 PAIRS = [
     {
@@ -39,6 +47,7 @@ TEXTS = {
     "wmt/wmt14": {f"de-en/{part}-00000-of-00001.parquet": parquet(PAIRS) for part in PARTS},
     "Salesforce/wikitext": {f"wikitext-103-raw-v1/{part}-00000-of-00001.parquet": parquet(LINES) for part in PARTS},
     "codeparrot/codeparrot-clean-valid": {"file-1.json.gz": code},
+    "databricks/databricks-dolly-15k": {"databricks-dolly-15k.jsonl": instructions},
 }
 
 
@@ -112,12 +121,16 @@ def test_what_is_not_there_is_an_error_that_says_what_to_do(cache):
 
 def test_texts_become_documents_in_four_splits_that_share_none(cache):
     lay_texts(cache)
-    for corpus in corpora.CORPORA:
+    assert corpora.names() == profiles.PROFILES["hub"].corpora == tuple(hub.SOURCES)
+    for corpus in corpora.names():
         splits = {s: corpora.documents(corpus, s) for s in corpora.SPLITS}
         names = [d.id for found in splits.values() for d in found]
         assert len(names) == len(set(names)) and all(splits.values())
     document = corpora.documents("translation", "test")[0]
     assert [document.text[a:b] for a, b in document.spans] == [f"Das ist Satz {i} eines Textes, ä.\n" for i in range(3)]
+    document = corpora.documents("instructions", "test")[0]
+    ((start, end),) = document.spans
+    assert document.text[:start].startswith("What is ") and document.text[start:end].startswith("Number ")
     assert set(json.loads(hub.lock_path().read_text()).values()) == {DATA}
 
 
