@@ -202,7 +202,7 @@ def plan(notebooks: list[Path], profile: Profile) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{profile.name}: {', '.join(p.stem for p in notebooks)}")
     print(f"{len(profile.backbones)} backbones, {', '.join(profile.corpora)}: {profile.n_documents} documents each, offsets 1 to "
-          f"{profile.horizon}, heads on {profile.head_tokens:,} to {5 * profile.deciding_tokens:,} tokens")  # fmt: skip
+          f"{profile.horizon}, heads on {profile.head_tokens:,} to {4 * profile.deciding_tokens:,} tokens")  # fmt: skip
     print(f"on {here['device']} ({here['device_reason']}), {here['threads']} threads, memory {_memory()}; into {folder}, where "
           f"{shutil.disk_usage(folder).free / 1e9:.0f} GB are free")  # fmt: skip
 
