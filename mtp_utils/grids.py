@@ -48,7 +48,7 @@ def frozen_and_joint(run, base, test: dict) -> dict:
             continue
     arm, trained = min(found, key=lambda pair: pair[0].loss(2))
     frozen = arms.settled_arm(run, where, spec, Training(rate, budget))
-    return {"frozen heads": (base, frozen), "joint heads": (trained, arm)}
+    return {"frozen heads": (base, frozen), "joint heads": (trained(), arm)}
 
 
 def _tuned(run, where: arms.Bench, spec: HeadSpec) -> arms.Arm:

@@ -24,7 +24,7 @@ from .loop import checkpoint, rate_at, restore
 from .offsets import labels_at, predictions_at
 from .records import fingerprint, measurement_key
 from .runtime import progress
-from .training import NUMBERS, Training, averaged, by_kind, combine, head_groups, over_blocks, plan, share_of, step_losses
+from .training import NUMBERS, Training, averaged, combine, head_groups, over_blocks, plan, share_of, step_losses
 
 SAVE_EVERY, SAVE_SHARE = 60.0, 0.05  # seconds between checkpoints, and the most of the time that saving may take
 
@@ -56,9 +56,10 @@ class Joint(Training):
 
 
 class Together:
-    """A copy of a backbone, with adapters if asked for, and heads on it (or none); what is trained, and the best of it."""
+    """A copy of a backbone, with adapters if asked for, and heads on it (or none); what is trained, and the best of it. shared:
+    each process holds a share of every layer (sharded.py)."""
 
-    def __init__(self, backbone: Backbone, spec: HeadSpec | None, how: Joint):
+    def __init__(self, backbone: Backbone, spec: HeadSpec | None, how: Joint, shared: bool = False):
         if len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1:
             raise ValueError(f"{backbone.name} lies on several devices: it can be measured, but not trained")
         model = copy.deepcopy(backbone.model).requires_grad_(False)
@@ -66,7 +67,7 @@ class Together:
         self.heads = Heads(self.backbone, spec, how.seed).float() if spec else None
         self.adapters = with_lora(model, how.lora, how.seed) if how.lora else None
         self.states = States(model.base_model)
-        if sharded.asked():
+        if shared:
             sharded.shard(self.states, model)
         model.float()
         named = dict(model.named_parameters())
@@ -83,9 +84,11 @@ class Together:
             p.requires_grad_(backbone_learns)
 
     def arrays(self) -> dict[str, torch.Tensor]:
-        """Copies of all that is trained: `heads.<name>`, `model.<name>`."""
-        found = {f"model.{n}": sharded.whole(p.detach()).cpu().clone() for n, p in self.trained.items()}
-        return found | {f"heads.{n}": x.cpu().clone() for n, x in (self.heads.state_dict() if self.heads else {}).items()}
+        """Copies of all that is trained: `heads.<name>`, `model.<name>`. All processes have to ask at once, the first one gets
+        them."""
+        named = {f"model.{n}": p.detach() for n, p in self.trained.items()}
+        named |= {f"heads.{n}": x for n, x in (self.heads.state_dict() if self.heads else {}).items()}
+        return sharded.gathered(named)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All that is trained, and `best.<name>`."""
@@ -93,7 +96,7 @@ class Together:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """What `state_dict` gave."""
-        self.best = {n.removeprefix("best."): x for n, x in state.items() if n.startswith("best.")}
+        self.best = {n.removeprefix("best."): x for n, x in state.items() if n.startswith("best.") and ranks.first()}
         with torch.no_grad():
             for n, p in self.trained.items():
                 p.copy_(sharded.as_held(state[f"model.{n}"], p))
@@ -136,19 +139,25 @@ def joint_training(
         ValueError: as training.trained_heads; FloatingPointError: a loss that is not finite, with the step, the rates and the
             documents; the last good checkpoint stays.
     """
-    together, accelerator = Together(features.backbone, spec, how), Accelerator()
+    together, accelerator = Together(features.backbone, spec, how, shared=sharded.asked()), Accelerator()
     order, checks = plan(features, spec or HeadSpec(offsets=(2,)), how)
     offsets, steps = spec.offsets if spec else (), len(order)
     peaks = how.rates(offsets) if spec else (how.rate,)
     groups = [g for k, peak in zip(offsets, peaks, strict=False) for g in head_groups(together.heads, k, peak)]
     peak = max(peaks) * how.backbone_rate
-    groups += [{"params": part, "lr": peak, "peak": peak, "backbone": True} for part in by_kind(together.trained.values())]
+    of_layers = {id(p) for p in sharded.layers_of(together.model).parameters()}  # whether shared out or not, one order
+    for part in ([p for p in together.trained.values() if (id(p) in of_layers) == inside] for inside in (False, True)):
+        groups += [{"params": part, "lr": peak, "peak": peak, "backbone": True}] if part else []
     together.free(True)
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     path, settings = checkpoint_path(features, validation, spec, how), fingerprint(how)
+    ranks.gather(None)  # what the first process wrote is there for all
     first, seen = restore(together, optimizer, path, settings)
-    seen = seen or {"loss": [], "validation": [ranks.first_says(losses_on(together, validation, how))], "kept": 0}
-    together.best = together.best or together.arrays()
+    if len(set(ranks.gather(first))) > 1:
+        raise RuntimeError(f"the processes do not find the same {path}: the folder has to be one that they share")
+    if not seen:
+        seen = {"loss": [], "validation": [ranks.first_says(losses_on(together, validation, how))], "kept": 0}
+        together.best = together.arrays()
     warm, saved, pause = round(how.warmup * steps), time.monotonic(), SAVE_EVERY
     for step in progress(range(first, steps), f"joint {spec.kind if spec else 'NTP'}, {features.backbone.name}"):
         together.free(step >= warm and peak > 0)
@@ -224,7 +233,7 @@ def losses_on(together: Together, features: FrozenFeatures, how: Joint) -> list[
 
 def trained_backbone(base: Backbone, arrays, how: Joint, name: str) -> Backbone:
     """The backbone that `joint_training` left in stored arrays, adapters merged into its weights."""
-    model = copy.deepcopy(base.model).float()
+    model = copy.deepcopy(base.model).cpu().float()
     adapters = with_lora(model, how.lora, how.seed) if how.lora else None
     state = {n.removeprefix("model."): torch.from_numpy(x) for n, x in arrays.values.items() if n.startswith("model.")}
     _, unexpected = model.load_state_dict(state, strict=False)

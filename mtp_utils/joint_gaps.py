@@ -4,6 +4,7 @@ model's marginal; what it costs at the next token."""
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pandas as pd
@@ -14,29 +15,33 @@ from .backbones import Backbone, unembed
 from .features import BLOCKS, FrozenFeatures
 from .heads import HeadSpec
 from .joint import Joint
-from .records import fingerprint
+from .records import Arrays, fingerprint
 from .runtime import choose_dtype
 from .training import heads_from
 
 
-def joint_arm(run, where: arms.Bench, spec: HeadSpec | None, how: Joint) -> tuple[arms.Arm, Backbone]:
-    """An arm trained together with a copy of where's backbone, and that copy, from stored arrays if they exist. Without a
-    spec: the copy trained for the next token alone. In bfloat16 where that is fast."""
+def joint_arm(run, where: arms.Bench, spec: HeadSpec | None, how: Joint) -> tuple[arms.Arm, Callable[[], Backbone]]:
+    """An arm trained together with a copy of where's backbone, and what reads that copy, from stored arrays if they exist: so
+    many of them are not held at once. Without a spec: the copy trained for the next token alone. In bfloat16 where that is
+    fast."""
     how = replace(how, bf16=choose_dtype(where.backbone.model.device, training=True)[0] == torch.bfloat16)
     what = [fingerprint(spec), fingerprint(how), where.train.fingerprint, where.validation.fingerprint]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:10]
     name = f"{spec.kind}-{spec.features}" if spec else "ntp"
     given = {"features": where.train, "validation": where.validation, "spec": spec, "how": how}
-    arrays = run.measure_arrays(
-        f"05_joint_{where.backbone.name.replace('/', '-')}_{name}-{how.labels}-{how.tokens}-seed{how.seed}-{digest}",
-        joint.joint_training,
-        modules=[joint],
-        **given,
-    )
+    stem = f"05_joint_{where.backbone.name.replace('/', '-')}_{name}-{how.labels}-{how.tokens}-seed{how.seed}-{digest}"
+
+    def stored() -> Arrays:
+        return run.measure_arrays(stem, joint.joint_training, modules=[joint], **given)
+
+    def backbone() -> Backbone:
+        return joint.trained_backbone(where.backbone, stored(), how, f"{where.backbone.name}+{name}-{digest}")
+
+    arrays = stored()
     if ranks.first():
         joint.checkpoint_path(**given).unlink(missing_ok=True)
-    backbone = joint.trained_backbone(where.backbone, arrays, how, f"{where.backbone.name}+{name}-{digest}")
-    return arms.Arm(spec, how, arrays, f"{name}-{digest}"), backbone
+    light = {n: x for n, x in arrays.values.items() if not n.startswith("model.")}
+    return arms.Arm(spec, how, replace(arrays, values=light), f"{name}-{digest}"), backbone
 
 
 def scores_of(run, arm: arms.Arm, backbone: Backbone, base: Backbone, test: dict, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -113,8 +113,8 @@ def checkpoint(parts, optimizer, path: Path, step: int, curve, settings: dict) -
     """What `restore` needs to go on after `step` steps, in one file, written by the first process; curve: anything JSON can
     hold."""
     tensors = {f"parts.{k}": v.contiguous() for k, v in parts.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": sharded.whole(v).contiguous() for k, v in state.items()}
+    states = optimizer.state_dict()["state"]
+    tensors |= sharded.gathered({f"optimizer.{i}.{k}": v for i, state in states.items() for k, v in state.items()})
     if not ranks.first():
         return
     metadata = {"step": str(step), "curve": json.dumps(curve), "settings": json.dumps(settings)}

@@ -1,9 +1,11 @@
 """Joint training of a backbone whose gradients and optimiser states are more than one device holds: FSDP2.
 
-Where the processes were started so (accelerate/fsdp2.yaml), each of them holds its share of every decoder layer that is trained,
-and the rest (embeddings, final norm, LM head, heads) whole. The base model, in its own dtype, lies whole on every device.
+Where the processes were started so (accelerate/fsdp2.yaml), each of them holds its share of every decoder layer, of its gradients
+and of the optimiser's states, and the rest (embeddings, final norm, LM head, heads) whole. The base model, in its own dtype, lies
+whole on every device; so does, from its forward to its backward pass, the bfloat16 copy that autocast makes of a layer's weights.
 """
 
+import gc
 import os
 import warnings
 
@@ -21,22 +23,38 @@ def asked() -> bool:
 def shard(root: torch.nn.Module, model) -> None:
     """Each process keeps its share of every decoder layer of a transformers model, in float32; a layer is whole only while it is
     computed, by calling `root`, a module around the decoder: transformers knows its own by their class, which FSDP2 changes.
-    RuntimeError where the layers are not found, or where it is not FSDP2 that was asked for."""
+    RuntimeError where it is not FSDP2 that was asked for, or where the layers are not found."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     if os.environ.get("FSDP_VERSION") != "2":
         raise RuntimeError(f"FSDP_VERSION={os.environ.get('FSDP_VERSION')}: only FSDP2 is used, see accelerate/fsdp2.yaml")
-    n = model.config.get_text_config().num_hidden_layers
-    found = [m for m in root.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n]
-    if not found:
-        raise RuntimeError(f"{type(model).__name__} has no list of its {n} layers, so it cannot be shared out")
+    if not layers_of(model):
+        raise RuntimeError(f"{type(model).__name__} has no list of its layers, so they cannot be shared out")
+    gc.collect()  # what was shared out before is in cycles
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing here writes into one
     ranks.meet()
     mesh = init_device_mesh(model.device.type, (ranks.count(),))
-    for layer in found[0]:
+    for layer in layers_of(model):
         fully_shard(layer.float(), mesh=mesh)
     fully_shard(root, mesh=mesh, ignored_params={p for p in model.parameters() if not isinstance(p, DTensor)})
+
+
+def layers_of(model) -> torch.nn.ModuleList:
+    """The decoder layers of a transformers model; none where there is no one list of them."""
+    n = model.config.get_text_config().num_hidden_layers
+    found = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n]
+    return found[0] if found else torch.nn.ModuleList()
+
+
+def gathered(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of them, whole and in the main memory, in the first process; nothing in the others, which have to ask as well."""
+    found = {}
+    for name, tensor in tensors.items():
+        tensor = whole(tensor)
+        if ranks.first():
+            found[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return found
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,7 @@ def sharded_results(stop: bool) -> dict[str, np.ndarray]:
             assert sum(calls) == 11 and joint.checkpoint_path(*given).exists()
         trained = joint_training(*given)
         found |= {f"joint.{name}.{n}": x for n, x in trained.items()}
-        one = Together(backbone, spec, given[-1])
+        one = Together(backbone, spec, given[-1], shared=sharded.asked())
         shares = [p for p in one.trained.values() if isinstance(p, DTensor)]
         held = sum(p.to_local().numel() for p in shares)
         assert bool(shares) == sharded.asked() and held <= 0.6 * sum(p.numel() for p in shares)
@@ -100,7 +100,7 @@ def sharded_results(stop: bool) -> dict[str, np.ndarray]:
 def gradients(backbone, text: FrozenFeatures, lora: int = 0) -> dict[str, np.ndarray]:
     """Of one step on four blocks, in float64, before any clipping."""
     how = Joint(1e-2, 4 * LENGTH, blocks=4, lora=lora)
-    together = Together(backbone, HeadSpec("block", offsets=(2, 3)), how)
+    together = Together(backbone, HeadSpec("block", offsets=(2, 3)), how, shared=sharded.asked())
     together.backbone.model.double()
     together.heads.double()
     together.free(True)

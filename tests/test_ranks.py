@@ -14,6 +14,7 @@ from toy_run import ROOT, Runner, measure, write_notebook
 from mtp_utils import ranks
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}  # as fsdp2.yaml has it
 WITHIN = 90  # seconds in which the death of one process ends the run
 
 
@@ -24,7 +25,7 @@ def test_two_processes_measure_and_train_what_one_does(tmp_path, monkeypatch):
 
 
 def test_two_processes_that_share_the_backbone_out_train_what_one_does_stopped_and_resumed(tmp_path, monkeypatch):
-    two = of_two(tmp_path, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    two = of_two(tmp_path, **FSDP)
     monkeypatch.setenv("MTP_BUILD", str(tmp_path / "one"))
     same(ranks_job.sharded_results(stop=False), two)
 
@@ -32,6 +33,7 @@ def test_two_processes_that_share_the_backbone_out_train_what_one_does_stopped_a
 def of_two(tmp_path, **more) -> dict[str, np.ndarray]:
     """What two processes with this environment give."""
     environment = os.environ | {"MTP_BUILD": str(tmp_path / "two"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # two processes have no business on one device
     command = [*TORCHRUN, str(ROOT / "tests" / "ranks_job.py"), str(tmp_path / "two.safetensors")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
