@@ -129,13 +129,14 @@ def test_arrays_are_stored_like_tables(build):
 
     def noisy(n):
         calls.append(n)
-        return {"a": np.arange(n, dtype=np.float32)}
+        return {name: np.arange(n, dtype=np.float32) for name in "qwertyuiopa"}
 
     def once():
         return records.measured_arrays("01_arrays", noisy, profile="smoke", modules=[], n=3)
 
     first, second = once(), once()
     assert calls == [3] and first.fingerprint == second.fingerprint and (second.values["a"] == [0, 1, 2]).all()
+    assert "".join(first.values) == "".join(second.values) == "aeiopqrtuwy"
     file = build / "01_arrays.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
