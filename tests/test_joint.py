@@ -1,6 +1,10 @@
 """Heads and backbone together: gradients are those of the whole loss, a stopped run ends as an undisturbed one."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +87,34 @@ def test_a_stopped_run_goes_on_and_ends_as_an_undisturbed_one_to_the_bit(monkeyp
     resumed = joint_training(f, v, SPEC, how)
     assert sum(calls) == 21 and straight["loss"].shape == (20, 2)  # 10, the one that was stopped, 10
     assert straight.keys() == resumed.keys() and all(np.array_equal(straight[n], resumed[n]) for n in straight)
+
+
+KILLED = """
+import os
+from test_joint import HOW, SPEC, joint, joint_training, text
+
+joint.SAVE_EVERY, joint.SAVE_SHARE, calls, real = 0.0, float("inf"), [], joint.joint_losses
+
+
+def dying(*given):
+    calls.append(len(given) > 4)
+    return os.kill(os.getpid(), 9) if sum(calls) == 11 else real(*given)
+
+
+joint.joint_losses = dying
+joint_training(text(), text(n=3, seed=1), SPEC, HOW)
+"""
+
+
+def test_a_run_killed_in_its_11th_step_goes_on_and_ends_as_an_undisturbed_one_to_the_bit(tmp_path, monkeypatch):
+    f, v, tests = text(), text(n=3, seed=1), Path(__file__).parent
+    straight = joint_training(f, v, SPEC, HOW)
+    environment = os.environ | {"PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    assert subprocess.run([sys.executable, "-c", KILLED], env=environment, timeout=120).returncode == -9
+    steps, real = [], joint.joint_losses
+    monkeypatch.setattr(joint, "joint_losses", lambda *given: steps.append(len(given) > 4) or real(*given))
+    resumed = joint_training(f, v, SPEC, HOW)
+    assert sum(steps) == 10 and all(np.array_equal(straight[n], resumed[n]) for n in straight)
 
 
 def test_the_base_model_stays_and_the_backbone_rests_during_the_warm_up():
