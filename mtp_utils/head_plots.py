@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .style import LABEL, MARKERS, STYLE, errors, line, log_params, new_axes
+from .style import LABEL, MARKERS, STYLE, errors, line, log_params, new_axes, titled
 
 OFFSETS = {1: "ntp", 2: "offset2", 3: "offset3", 4: "offset4"}
 
@@ -31,7 +31,7 @@ def by_layer(summary: pd.DataFrame, metric: str, title: str, blind: pd.DataFrame
         if metric == "cross_entropy":
             ax.set_ylim(0, min(ax.get_ylim()[1], 9))
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -45,7 +45,7 @@ def by_layer_and_backbone(summary: pd.DataFrame, metric: str, title: str) -> Fig
             line(ax, rows["layer"] + 0.06 * (i - 1), rows, kind)
         ax.set(title=corpus, xlabel="layer (0: embeddings)", ylabel=LABEL[metric] if ax is axes[0] else "")
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -59,7 +59,7 @@ def similarity(table: pd.DataFrame, title: str) -> Figure:
         sns.heatmap(grid, ax=ax, cmap="cividis", vmin=0, vmax=1, annot=True, fmt=".2f", annot_kws={"size": 7}, square=True, **bar)
         ax.set(title=name, xlabel="layer", ylabel="layer" if ax is axes[0] else "")
         ax.invert_yaxis()
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -73,7 +73,7 @@ def mix_weights(table: pd.DataFrame, title: str) -> Figure:
             ax.plot(group["layer"], group["weight"], color=colour, marker=marker, linestyle=style, label=f"offset {offset}")
         ax.set(title=name, xlabel="layer (0: embeddings)", ylabel="weight" if ax is axes[0] else "", ylim=(0, 1))
     axes[-1].legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -83,7 +83,7 @@ def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str, mar
     summary: corpus, offset, arm, metric, value, ..."""
     corpora, arms = list(dict.fromkeys(summary["corpus"])), list(dict.fromkeys(summary["arm"]))
     offsets = sorted(set(summary["offset"]))
-    figure, axes = new_axes(len(corpora), width=4.0, height=1.0 + 0.45 * len(arms), sharey=True)
+    figure, axes = new_axes(len(corpora), width=4.0 if len(corpora) > 1 else 7.0, height=1.0 + 0.45 * len(arms), sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
         for i, offset in enumerate(offsets):
             rows = summary[(summary.corpus == corpus) & (summary.offset == offset) & (summary.metric == metric)]
@@ -96,7 +96,7 @@ def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str, mar
         ax.set(title=corpus, xlabel=xlabel, yticks=range(len(arms)), yticklabels=arms)
     axes[0].invert_yaxis()
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -118,7 +118,7 @@ def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figur
             ax.set(title=corpus if metric == next(iter(metrics)) else "", ylabel=label if ax is axes[0] else "")
             ax.set_ylim(bottom=0)
         axes[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -136,7 +136,7 @@ def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Fi
         ax.set_xticks(ticks, [f"{t / 1e6:.2g}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
         ax.set(title=corpus, xlabel="training tokens of the heads", ylabel=ylabel if ax is axes[0] else "")
     axes[-1].legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -161,5 +161,5 @@ def against_ntp(table: pd.DataFrame, title: str) -> Figure:
         ax.set(title=corpus, xlabel="NTP above base model [nats]")
         ax.set_ylabel("offset 2 [nats/token]" if ax is axes[0] else "")
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .style import LABEL, NAMES, SIZES, STYLE, errors, line, log_params, new_axes
+from .style import LABEL, NAMES, SIZES, STYLE, errors, line, log_params, new_axes, titled
 
 
 def predicted_tokens(table: pd.DataFrame, title: str) -> Figure:
@@ -47,7 +47,7 @@ def by_offset(summary: pd.DataFrame, metric: str, title: str, hue: str = "predic
         )
         ax.set_ylim(bottom=0)
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -67,7 +67,7 @@ def truncation(summary: pd.DataFrame, title: str) -> Figure:
         ax.set_xscale("log", base=2)
         ax.set(xlabel="candidates k", title=label, ylim=(0, None))
     axes[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -98,7 +98,7 @@ def bias(summary: pd.DataFrame, title: str) -> Figure:
         ax.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
     axes[0].invert_yaxis()
     axes[-1].legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -120,7 +120,7 @@ def size(summary: pd.DataFrame, metric: str, title: str) -> Figure:
         log_params(ax, summary["n_params"])
         ax.set(title=corpus, ylabel=LABEL[metric] if ax is axes[0] else "")
     axes[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -168,7 +168,7 @@ def grouped(summary: pd.DataFrame, column: str, metric: str, title: str, xlabel:
         ax.set(title=corpus, xticks=range(len(categories)), ylabel=LABEL[metric] if ax is axes[0] else "", xlabel=xlabel)
         ax.set_xticklabels([str(c).replace(" ", "\n", 1) for c in categories], fontsize=8)
     axes[-1].legend(fontsize=8)
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 
@@ -193,7 +193,7 @@ def dose_response(summary: pd.DataFrame, title: str) -> Figure:
             )
         ax.set(xlabel="rate of free choice", ylabel=LABEL[metric], xticks=sorted(set(summary["rate"])), ylim=(0, None))
     axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontsize=12)
+    titled(figure, title)
     return figure
 
 

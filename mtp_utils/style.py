@@ -4,6 +4,8 @@ The same thing has the same colour and marker everywhere: NTP grey, the marginal
 fixed hue each (Okabe-Ito, told apart without colour by marker and line style).
 """
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -65,6 +67,11 @@ def new_axes(n: int, width: float = 3.4, height: float = 3.2, **options):
     figure = Figure(figsize=(width * n, height), layout="constrained")
     axes = figure.subplots(1, n, squeeze=False, **options)[0]
     return figure, axes
+
+
+def titled(figure: Figure, title: str) -> None:
+    """The figure's title, in as many lines as its width asks for."""
+    figure.suptitle(textwrap.fill(title, int(11 * figure.get_figwidth())), fontsize=12)
 
 
 def errors(rows: pd.DataFrame, column: str = "value") -> np.ndarray:

@@ -92,7 +92,8 @@ def test_the_share_closed_is_that_of_the_gaps_and_is_not_said_where_there_is_no_
     found = head_claims.shares_closed(scores(0.1, stream=1), scores(0.4, stream=2))
     assert np.allclose(found["value"], 0.75, atol=0.1)
     assert ((found["ci_low"] < 0.75) & (0.75 < found["ci_high"])).all() and (found["ci_high"] - found["ci_low"] < 0.4).all()
-    assert head_claims.shares_closed(scores(0.1), scores(0.0, stream=3)).isna().any(axis=1).all()
+    for none in (0.0, -0.4):  # ahead of a marginal that does not know this text: no gap either
+        assert head_claims.shares_closed(scores(0.1), scores(none, stream=3)).isna().any(axis=1).all()
     spread = head_claims.shares_closed(scores(0.1, spread=0.2, stream=1), scores(0.4, stream=2))
     assert (spread["ci_high"] - spread["ci_low"] > 1.5 * (found["ci_high"] - found["ci_low"])).all()
 

@@ -180,3 +180,15 @@ def test_a_dry_run_of_local_things_says_what_it_would_do(tmp_path, capsys, monke
     assert reproduce.main(["smoke", "--only", "01", "--text", str(text), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "01_inherent_mtp" in out and "GB are free" in out and not list(tmp_path.glob("smoke*/tables"))
+    assert "GB; joint training" in out and "TFLOP in the backbones alone, at least" in out
+
+
+def test_the_estimates_are_those_of_the_sizes(monkeypatch):
+    monkeypatch.setenv(profiles.OWN, "")
+    default, smoke = (reproduce.estimates(profiles.PROFILES[name]) for name in ("default", "smoke"))
+    largest, joint = (backbones.load_backbone(f"ladder/{rung}", device="cpu").n_params_total for rung in ("w256", "w64"))
+    assert default["weights"] == pytest.approx(4 * largest, rel=0.01)
+    assert default["training"] == pytest.approx(16 * joint, rel=0.05)
+    assert 1e13 < default["operations"] < 1e15 and smoke["operations"] < default["operations"] / 100
+    monkeypatch.setattr(reproduce, "_to_fetch", lambda name: (10**10, 10**10))
+    assert reproduce.estimates(profiles.PROFILES["hub"])["weights"] >= 10**10
