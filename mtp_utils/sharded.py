@@ -37,7 +37,7 @@ def shard(root: torch.nn.Module, model) -> None:
     mesh = init_device_mesh(model.device.type, (ranks.count(),))
     for layer in layers_of(model):
         fully_shard(layer.float(), mesh=mesh)
-    fully_shard(root, mesh=mesh, ignored_params={p for p in model.parameters() if not isinstance(p, DTensor)})
+    fully_shard(root, mesh=mesh, ignored_params=set(by_kind(list(model.parameters()))[0]))
 
 
 def layers_of(model) -> torch.nn.ModuleList:
@@ -45,6 +45,12 @@ def layers_of(model) -> torch.nn.ModuleList:
     n = model.config.get_text_config().num_hidden_layers
     found = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n]
     return found[0] if found else torch.nn.ModuleList()
+
+
+def by_kind(parameters) -> tuple[list, list]:
+    """Those that this process holds whole, and those of which it holds a share: what can be summed and clipped at once."""
+    whole, shares = ([p for p in parameters if isinstance(p, DTensor) == shared] for shared in (False, True))
+    return whole, shares
 
 
 def gathered(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

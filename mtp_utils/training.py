@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.distributed.tensor import DTensor
 
 from . import ranks, sharded
 from .backbones import unembed
@@ -110,22 +109,17 @@ def averaged(losses: list[float]) -> list[float]:
 def combine(accelerator: Accelerator, parameters: list, norm: float = 1.0) -> float:
     """Gradients averaged over the processes (those of shared-out parameters are already), then clipped to that norm together;
     returns the norm they had."""
-    parts = by_kind(parameters)
-    for p in parameters if accelerator.num_processes > 1 else ():
-        if p.grad is not None and not isinstance(p, DTensor):
+    whole, shares = sharded.by_kind(parameters)
+    for p in whole if accelerator.num_processes > 1 else ():
+        if p.grad is not None:
             p.grad = accelerator.reduce(p.grad, "mean")
+    parts = [part for part in (whole, shares) if part]
     norms = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
     norms = [sharded.whole(x).to(part[0].device) for x, part in zip(norms, parts, strict=True)]
     had = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     for part in parts:
         torch.nn.utils.clip_grads_with_norm_(part, norm, had)
     return float(had)
-
-
-def by_kind(parameters) -> list[list]:
-    """Those that this process holds whole, and those of which it holds a share: what can be summed and stepped at once."""
-    parts = [[p for p in parameters if isinstance(p, DTensor) == shared] for shared in (False, True)]
-    return [part for part in parts if part]
 
 
 class _Best:

@@ -15,6 +15,7 @@ from mtp_utils import ranks
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}  # as fsdp2.yaml has it
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # two processes have no business on one device
 WITHIN = 90  # seconds in which the death of one process ends the run
 
 
@@ -32,8 +33,8 @@ def test_two_processes_that_share_the_backbone_out_train_what_one_does_stopped_a
 
 def of_two(tmp_path, **more) -> dict[str, np.ndarray]:
     """What two processes with this environment give."""
-    environment = os.environ | {"MTP_BUILD": str(tmp_path / "two"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
-    environment["CUDA_VISIBLE_DEVICES"] = ""  # two processes have no business on one device
+    given = {"MTP_BUILD": str(tmp_path / "two"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | given | NO_GPU | more
     command = [*TORCHRUN, str(ROOT / "tests" / "ranks_job.py"), str(tmp_path / "two.safetensors")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -75,7 +76,7 @@ def test_more_processes_than_meet_are_an_error(monkeypatch):
 def launch(runner: Runner, *words: str) -> subprocess.CompletedProcess:
     command = [*TORCHRUN, "-m", "mtp_utils.reproduce", "smoke", *words]
     return subprocess.run(
-        command, env=runner.environment, cwd=runner.folder / "code", capture_output=True, text=True, timeout=240
+        command, env=runner.environment | NO_GPU, cwd=runner.folder / "code", capture_output=True, text=True, timeout=240
     )
 
 
