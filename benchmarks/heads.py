@@ -12,11 +12,12 @@ import torch
 from marginal import random_model
 from tables import publish
 
-from mtp_utils.backbones import Backbone
-from mtp_utils.blocks import CONTEXT
-from mtp_utils.features import FrozenFeatures
-from mtp_utils.heads import Heads, HeadSpec
-from mtp_utils.training import Training, step_losses, trained_heads
+from mtp_utils.backbones.load import Backbone
+from mtp_utils.heads.features import FrozenFeatures
+from mtp_utils.heads.heads import Heads
+from mtp_utils.heads.spec import HeadSpec
+from mtp_utils.heads.training import Training, step_losses, trained_heads
+from mtp_utils.text.blocks import CONTEXT
 
 
 class Recomputed(FrozenFeatures):

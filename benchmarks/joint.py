@@ -15,11 +15,11 @@ import torch
 from marginal import DEVICE, race, random_model, resident
 from tables import publish
 
-from mtp_utils.backbones import Backbone
-from mtp_utils.features import FrozenFeatures
-from mtp_utils.heads import HeadSpec
-from mtp_utils.joint import Joint, Together, joint_losses
-from mtp_utils.training import head_groups
+from mtp_utils.backbones.load import Backbone
+from mtp_utils.heads.features import FrozenFeatures
+from mtp_utils.heads.spec import HeadSpec
+from mtp_utils.heads.together import Joint, Together, joint_losses
+from mtp_utils.heads.training import head_groups
 
 BLOCKS = {"rung": 4, "160M": 1}  # of 256 tokens a step
 

@@ -23,9 +23,9 @@ import torch
 from tables import processor, splice
 from transformers import AutoModelForCausalLM, DynamicCache, GPTNeoXConfig
 
-from mtp_utils.backbones import available_backbones, load_backbone
-from mtp_utils.marginal import future_log_probs
-from mtp_utils.runtime import choose_device
+from mtp_utils.backbones.load import available_backbones, load_backbone
+from mtp_utils.base.runtime import choose_device
+from mtp_utils.marginal.future import future_log_probs
 
 HERE = Path(__file__).parent
 SHAPES = {"rung": (6, 256, 4, 1024), "160M": (12, 768, 12, 50304)}  # layers, width, heads, vocabulary
@@ -182,7 +182,7 @@ def part_e(size):
     if "ladder/w256" not in available_backbones():
         print("(e) skipped: it needs the trained rung ladder/w256")
         return
-    from mtp_utils.blocks import evaluation_blocks
+    from mtp_utils.text.blocks import evaluation_blocks
 
     backbone = load_backbone("ladder/w256", device=DEVICE)
     for corpus in ("code", "prose"):

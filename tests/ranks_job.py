@@ -14,14 +14,19 @@ from safetensors.numpy import save_file
 from tiny_models import VOCAB, stop_in_step_11, tiny_backbone
 from torch.distributed.tensor import DTensor
 
-from mtp_utils import gaps, joint, measures, ranks, sharded, training
-from mtp_utils.blocks import Blocks
-from mtp_utils.features import FrozenFeatures
-from mtp_utils.heads import Heads, HeadSpec
-from mtp_utils.joint import Joint, Together, joint_losses, joint_training
-from mtp_utils.records import Arrays
-from mtp_utils.scoring import Labels
-from mtp_utils.training import Training
+from mtp_utils.backbones import sharded
+from mtp_utils.base import ranks
+from mtp_utils.base.records import Arrays
+from mtp_utils.findings import gaps, measures, stored
+from mtp_utils.findings.scoring import Labels
+from mtp_utils.heads import joint, training
+from mtp_utils.heads.features import FrozenFeatures
+from mtp_utils.heads.heads import Heads
+from mtp_utils.heads.joint import joint_training
+from mtp_utils.heads.spec import HeadSpec
+from mtp_utils.heads.together import Joint, Together, joint_losses
+from mtp_utils.heads.training import Training
+from mtp_utils.text.blocks import Blocks
 
 ROWS, LENGTH = 9, 12
 ESTIMATORS = {"1": {"exact": True}, "2": {"exact": True}, "3": {"top_k": 2, "samples": 8}}
@@ -44,7 +49,7 @@ def results() -> dict[str, np.ndarray]:
     """Everything that processes share, by name."""
     torch.set_num_threads(1)
     found, blocks, backbone = {}, test_blocks(), tiny_backbone(dtype=torch.float64)
-    arrays = measures.marginal_arrays(backbone, blocks, ESTIMATORS, measures.DRAWN)
+    arrays = measures.marginal_arrays(backbone, blocks, ESTIMATORS, stored.DRAWN)
     found |= {f"marginal.{n}": x for n, x in arrays.items()}
     cut = measures.truncation_table(backbone, blocks, [{"top_k": 2}, {"samples": 8}])
     found |= {f"truncation.{n}": cut[n].to_numpy(float) for n in cut.select_dtypes("number")}
@@ -57,7 +62,7 @@ def results() -> dict[str, np.ndarray]:
             how = Training(1e-2, 20 * LENGTH, labels=labels, blocks=blocks_a_step)
             heads = training.trained_heads(text, held_out, HeadSpec("residual", "mix", offsets=(2, 3)), how)
             found |= {f"heads.{labels}.{blocks_a_step}.{n}": x for n, x in heads.items()}
-    table = measures.label_table(blocks, {source: arrays[f"labels.{source}"] for source in measures.DRAWN})
+    table = measures.label_table(blocks, {source: arrays[f"labels.{source}"] for source in stored.DRAWN})
     marginals = {k: Arrays({"log_probs": arrays[f"log_probs.{k}"]}, "") for k in (2, 3)}
     states = FrozenFeatures(backbone, blocks.tokens, layers)
     gap = gaps.gap_arrays(

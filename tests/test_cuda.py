@@ -5,16 +5,20 @@ import pytest
 import torch
 from tiny_models import PACKED, VOCAB, stop_in_step_11, tiny_backbone, tiny_model
 
-from mtp_utils import attention, joint, measures
-from mtp_utils.backbones import load_backbone
-from mtp_utils.blocks import Blocks
-from mtp_utils.decoding import draft_and_verify, greedy_decode
-from mtp_utils.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
-from mtp_utils.features import FrozenFeatures
-from mtp_utils.heads import Heads, HeadSpec
-from mtp_utils.joint import Joint, joint_training
-from mtp_utils.marginal import future_log_probs, future_tokens
-from mtp_utils.training import Training, trained_heads
+from mtp_utils.backbones.load import load_backbone
+from mtp_utils.decoding.decode import draft_and_verify, greedy_decode
+from mtp_utils.decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
+from mtp_utils.findings import measures
+from mtp_utils.heads import joint
+from mtp_utils.heads.features import FrozenFeatures
+from mtp_utils.heads.heads import Heads
+from mtp_utils.heads.joint import joint_training
+from mtp_utils.heads.spec import HeadSpec
+from mtp_utils.heads.together import Joint
+from mtp_utils.heads.training import Training, trained_heads
+from mtp_utils.marginal import attention
+from mtp_utils.marginal.future import future_log_probs, future_tokens
+from mtp_utils.text.blocks import Blocks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -55,7 +59,7 @@ def test_the_marginal_is_the_same_in_every_mode(name, dtype):
 @pytest.mark.parametrize("queries", [7, 4096])
 @pytest.mark.parametrize("name", ["ladder/w16", "ladder/w256"])
 def test_a_rung_agrees_whichever_kernel_serves_it(name, queries, monkeypatch):
-    monkeypatch.setattr("mtp_utils.packed.ACCELERATOR.queries", queries)
+    monkeypatch.setattr("mtp_utils.marginal.packed.ACCELERATOR.queries", queries)
     monkeypatch.setattr(attention, "PLAIN_QUERIES", 100)
     here, there = (load_backbone(name, device=device).model for device in ("cpu", "cuda"))
     ids = random_ids(1024, (2, 200))

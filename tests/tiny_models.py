@@ -13,8 +13,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from mtp_utils import joint
-from mtp_utils.backbones import Backbone
+from mtp_utils.backbones.load import Backbone
+from mtp_utils.heads import joint
 
 VOCAB = 7
 WINDOW = 5
@@ -40,6 +40,15 @@ CONFIGS = {
 def tiny_backbone(name="gpt_neox", fingerprint="aa", dtype=torch.float32):
     """A tiny random model as a Backbone, frozen; without a tokenizer."""
     return Backbone(f"tiny/{name}", tiny_model(name, dtype).requires_grad_(False), None, 0, 0, None, fingerprint, {})
+
+
+def perturbed(heads, seed=0):
+    """The same heads with every tensor moved away from its start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in heads.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    return heads
 
 
 def stop_in_step_11(monkeypatch) -> list[bool]:

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SETUP = """import os, sys, time
 from pathlib import Path
 import pandas as pd
-from mtp_utils.profiles import get_profile
-from mtp_utils.run import Run
+from mtp_utils.base.profiles import get_profile
+from mtp_utils.base.run import Run
 run = Run({stem!r}, get_profile(profile))"""
 # Each measurement notes that it ran; a slow one then waits until it is allowed to end.
 TOY = """def toy(name, rows):
@@ -46,7 +46,7 @@ def write_notebook(folder: Path, stem: str, *body: str) -> Path:
 
 def measure(stem: str, name: str, rows: int = 20) -> str:
     """Source of a cell that measures a toy table."""
-    return f"run.measure({stem!r}, toy, modules=[], name={name!r}, rows={rows})"
+    return f"run.measure({stem!r}, toy, name={name!r}, rows={rows})"
 
 
 class Runner:
@@ -68,7 +68,7 @@ class Runner:
         """Start it; `before` is Python to run first in its process."""
         # A shell's background job ignores Ctrl-C and hands that down: here it is a terminal's.
         heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
-        code = f"{heard}\nimport sys\nfrom mtp_utils.reproduce import main\n{before}\nsys.exit(main(sys.argv[1:]))"
+        code = f"{heard}\nimport sys\nfrom mtp_utils.reproduce.__main__ import main\n{before}\nsys.exit(main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, "smoke", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=self.environment, cwd=self.folder / "code", **(pipes | options))

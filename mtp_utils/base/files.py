@@ -1,0 +1,41 @@
+"""Files that are whole or not there: written beside their place and renamed; and what tells two of them apart."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file, or an empty dict where there is none."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def write_json(path: Path, content) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` beside `path` and rename it, so that whatever happens `path` is the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,46 @@
+"""Absolute paths: no other module builds one, so that nothing depends on the current directory."""
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# A package installed without its repository (no pyproject.toml beside it) works in the current directory.
+ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
+LADDER = PACKAGE / "backbones" / "ladder"
+FROZEN = PACKAGE / "text" / "corpora.json"  # the list of evaluation texts, with their sha256
+FIGURES = ROOT / "figures"
+NOTEBOOKS = Path(os.environ.get("MTP_NOTEBOOKS") or ROOT / "notebooks").resolve()
+
+
+def build(profile: str) -> Path:
+    """Folder of one profile's results: `$MTP_BUILD/<profile>`, by default `build/<profile>` in the repository."""
+    return _build_root() / profile
+
+
+def tables(profile: str) -> Path:
+    """Folder of the measured tables, `<stem>.csv` with `<stem>.json`."""
+    return build(profile) / "tables"
+
+
+def figures(profile: str) -> Path:
+    """Folder of the figures drawn, with manifest.json and scorecard.md."""
+    return build(profile) / "figures"
+
+
+def notebooks(profile: str) -> Path:
+    """Folder of the executed notebooks."""
+    return build(profile) / "notebooks"
+
+
+def all_notebooks() -> list[Path]:
+    """The notebooks NN_name.ipynb, in order."""
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def cache() -> Path:
+    """Folder of what all profiles share and anything can make again: token blocks, counts."""
+    return _build_root() / "cache"
+
+
+def _build_root() -> Path:
+    return Path(os.environ.get("MTP_BUILD") or ROOT / "build").resolve()

@@ -1,0 +1,13 @@
+"""Draft and verify: several tokens a pass of the base model, and the same output as one at a time.
+
+decode.py is the loop, verify.py one pass over a tree of drafts, drafters.py what drafts; rates.py what of it is accepted.
+"""
+
+from mtp_utils import hand_on
+
+__getattr__, __dir__, __all__ = hand_on(
+    __name__,
+    decode=("Decoded", "draft_and_verify", "greedy_decode"),
+    drafters=("HeadDrafter", "LookupDrafter", "MarginalDrafter"),
+    rates=("acceptance", "mean_acceptance_length", "speed_up"),
+)

@@ -1,0 +1,173 @@
+"""Heads tuned and trained alike on one backbone, from stored arrays where they exist.
+
+An arm is one kind of heads trained in one way on one backbone; every arm sees the same text in the same order and gets the
+same trials of a learning rate, and more where its best is at an edge.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..base.records import Arrays
+from ..heads import training
+from ..heads.features import FrozenFeatures
+from ..heads.heads import Heads
+from ..heads.spec import HeadSpec
+from ..heads.training import Training
+from ..text import blocks as blocks_module
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
+VALIDATION_SHARE = 21  # one validation block for so many training blocks, at least one and at most eight of each corpus
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Trained heads: what they are, how they were trained, their stored arrays and their place in the tables."""
+
+    spec: HeadSpec
+    training: Training
+    arrays: Arrays
+    name: str
+
+    @property
+    def columns(self) -> dict:
+        """head, features, head_layers, unembedding, train_labels, train_tokens, seed."""
+        s, t = self.spec, self.training
+        return {
+            "head": s.kind,
+            "features": str(s.features),
+            "head_layers": s.layers,
+            "unembedding": s.unembedding,
+            "train_labels": t.labels,
+            "train_tokens": t.tokens,
+            "seed": t.seed,
+        }
+
+    def loss(self, offset: int) -> float:
+        """Its cross-entropy at an offset on validation, nats a token."""
+        i, values = self.spec.offsets.index(offset), self.arrays.values
+        return float(values["validation"][values["kept"][i], i])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What arms of one backbone are made and scored on: its states on training, validation and test text.
+
+    test: corpus -> (evaluation blocks, the states of their tokens).
+    """
+
+    train: FrozenFeatures
+    validation: FrozenFeatures
+    test: dict
+
+    @property
+    def backbone(self):
+        return self.train.backbone
+
+    def on(self, tokens: int, horizon: int = 4) -> "Bench":
+        """The same with another amount of training text, or labels drawn up to another offset."""
+        text = _heads_text(self.backbone, tokens)
+        validation = FrozenFeatures(self.backbone, self.validation.tokens, self.train.layers, horizon)
+        return Bench(FrozenFeatures(self.backbone, text, self.train.layers, horizon), validation, self.test)
+
+
+def bench(backbone, tokens: int, layers: tuple[int, ...], test: dict, horizon: int = 4, skip: int = 0) -> Bench:
+    """States of `layers` on `tokens` tokens of the heads split (without its first `skip`), on a few validation blocks, and on
+    `test` (corpus -> evaluation blocks). Each is computed when first asked for, and only if something is not stored yet."""
+    text = _heads_text(backbone, skip + tokens)[-(-skip // blocks_module.CONTEXT) :]
+    corpora = len(blocks_module.corpora.names())
+    n = min(max(corpora, len(text) // VALIDATION_SHARE), 8 * corpora)
+    texts = text, _blocks_of("validation", backbone, n)
+    found = [FrozenFeatures(backbone, t, layers, horizon) for t in texts]
+    return Bench(*found, {c: (part, FrozenFeatures(backbone, part.tokens, layers)) for c, part in test.items()})
+
+
+def _heads_text(backbone, tokens: int) -> torch.Tensor:
+    return _blocks_of("heads", backbone, -(-tokens // blocks_module.CONTEXT))
+
+
+def _blocks_of(split: str, backbone, n: int) -> torch.Tensor:
+    return torch.from_numpy(blocks_module.training_blocks(split, backbone.tokenizer, n, 0).astype(np.int64))
+
+
+def trained_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
+    """One arm, from the stored arrays if they exist."""
+    rates = how.rates(spec.offsets)
+    how = replace(how, rate=rates)
+    name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
+    written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
+    name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{where.train.fingerprint[:8]}"
+    arrays = run.measure_arrays(
+        f"03_heads_{where.backbone.name.replace('/', '-')}_{name}",
+        training.trained_heads,
+        features=where.train,
+        validation=where.validation,
+        spec=spec,
+        training=how,
+    )
+    return Arm(spec, how, arrays, name)
+
+
+def tuned_arm(run, where: Bench, spec: HeadSpec, how: Training, trial_tokens: int) -> Arm:
+    """The arm with each offset's head trained at the rate that was best for it on validation after `trial_tokens`; how.rate
+    is not used. Every head gets the same trials, and further ones while some head's best is at an edge."""
+    losses, wanted = {}, list(TRIALS)
+    while wanted:
+        rate = wanted.pop(0)
+        try:
+            trial = trained_arm(run, where, spec, replace(how, rate=rate, tokens=trial_tokens, seed=0, checks=1))
+            losses[rate] = trial.arrays.values["validation"][-1]
+        except FloatingPointError:  # a rate at which it diverges is no candidate
+            losses[rate] = np.full(len(spec.offsets), np.inf)
+        if not wanted:
+            tried = sorted(losses)
+            best = [tried[i] for i in np.argmin([losses[rate] for rate in tried], axis=0)]
+            near = {RATES.index(rate) + step for rate in best for step in (-1, 1)}
+            wanted = [RATES[i] for i in sorted(near) if 0 <= i < len(RATES) and RATES[i] not in losses]
+    return trained_arm(run, where, spec, replace(how, rate=tuple(best)))
+
+
+def settled_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
+    """The arm at its rates, or at ones a step lower for as long as those are better on validation with all its tokens: what
+    is best for few of them tends to be too high for many."""
+    best = trained_arm(run, where, spec, how)
+    while True:
+        at = [max(0, RATES.index(rate) - 1) for rate in best.training.rates(spec.offsets)]
+        lower = trained_arm(run, where, spec, replace(how, rate=tuple(RATES[i] for i in at)))
+        if _mean_loss(lower) >= _mean_loss(best):
+            return best
+        best = lower
+
+
+def _mean_loss(arm: Arm) -> float:
+    return float(np.mean([arm.loss(k) for k in arm.spec.offsets]))
+
+
+def states_seconds(run, where: Bench) -> float:
+    """What making the training states of a bench took; they are made if that is not known."""
+    made, name = where.train, where.backbone.name.replace("/", "-")
+    stem = f"03_states_{name}_{made.tokens.numel()}_{''.join(map(str, made.layers))}_{made.fingerprint[:8]}"
+    return run.measure_arrays(stem, _made, features=made, layers=made.layers).seconds
+
+
+def _made(features: FrozenFeatures, layers: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return {"bytes": np.array(features.states.nbytes)}
+
+
+def untrained_arm(run, where: Bench, spec: HeadSpec) -> Arm:
+    """Heads as they start. `linear` on one layer with the shared unembedding is the logit lens of that layer."""
+    name = f"{spec.kind}-{spec.features}-start-{''.join(map(str, spec.offsets))}"
+    arrays = run.measure_arrays(
+        f"03_heads_{where.backbone.name.replace('/', '-')}_{name}",
+        initial_heads,
+        backbone=where.backbone,
+        spec=spec,
+    )
+    return Arm(spec, Training(0.0, 0), arrays, name)
+
+
+def initial_heads(backbone, spec: HeadSpec) -> dict[str, np.ndarray]:
+    """The tensors of untrained heads, as training.trained_heads leaves them."""
+    return Heads(backbone, spec).arrays()

@@ -1,0 +1,91 @@
+"""What each layer of a backbone holds: controls for its read-outs, and how alike layers are. Read-outs themselves are heads
+on one layer: untrained (the logit lens) and trained (a probe), from gaps.py."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM
+
+from ..backbones.load import Backbone
+from ..heads.features import FrozenFeatures, state_array
+from ..heads.spec import HeadSpec
+from ..heads.training import Training
+from . import arms, metrics
+
+
+def lens(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
+    """The logit lens of a layer: its state through the final norm (the last has been) and the LM head. Not to be trained."""
+    return HeadSpec("linear", layer, offsets=offsets)
+
+
+def probe(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
+    """A trained read-out of a layer: its own norm, a linear map, its own copy of the unembedding, for each offset."""
+    return HeadSpec("linear", layer, unembedding="copied", offsets=offsets)
+
+
+def depth_of(backbone: Backbone) -> tuple[int, ...]:
+    """The numbers of a backbone's hidden_states: 0 the embeddings, the last one after the final norm."""
+    return tuple(range(backbone.model.config.get_text_config().num_hidden_layers + 1))
+
+
+def probe_arms(run, where: arms.Bench, layers: tuple[int, ...], offsets: tuple[int, ...], tokens: int, trial_tokens: int):
+    """A trained probe for each layer, at the rates that are best for the last one, an offset each."""
+    tuned = arms.tuned_arm(run, where, probe(where.train.layers[-1], offsets), Training(0.0, tokens), trial_tokens)
+    return [arms.trained_arm(run, where, probe(layer, offsets), tuned.training) for layer in layers]
+
+
+def best_layer(probes: list[arms.Arm], offset: int) -> int:
+    """The layer whose probe has the lowest cross-entropy at that offset on validation."""
+    return min(probes, key=lambda arm: arm.loss(offset)).spec.features
+
+
+def untrained(backbone: Backbone) -> Backbone:
+    """A backbone of the same shape and tokenizer with random weights: what the architecture alone gives a probe."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(backbone.model.config, dtype=torch.float32)
+    model = model.to(backbone.model.device).eval().requires_grad_(False)
+    digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()
+    return dataclasses.replace(backbone, name=f"untrained/{backbone.name}", model=model, fingerprint=digest, revision=None)
+
+
+class NoiseFeatures(FrozenFeatures):
+    """Gaussian noise in place of the states, the same size in every layer: what a probe says that sees nothing."""
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"noise 1 {self.layers} {super().fingerprint}".encode()).hexdigest()
+
+    def _compute(self, dtype) -> np.ndarray:
+        width = self.backbone.model.config.get_text_config().hidden_size
+        found = state_array((len(self.layers), *self.tokens.shape, width), dtype)
+        rng = np.random.default_rng(int(self.fingerprint[:8], 16))
+        for block in range(len(self.tokens)):
+            found[:, block] = rng.standard_normal(found[:, block].shape, np.float32)
+        return found
+
+
+def on_noise(where: arms.Bench, layer: int) -> arms.Bench:
+    """The same bench with noise in place of the states of one layer."""
+
+    def noise(f: FrozenFeatures) -> NoiseFeatures:
+        return NoiseFeatures(f.backbone, f.tokens, (layer,), f.horizon)
+
+    return arms.Bench(noise(where.train), noise(where.validation), {c: (part, noise(f)) for c, (part, f) in where.test.items()})
+
+
+def similarity_table(features: FrozenFeatures, blocks, n: int = 1500) -> pd.DataFrame:
+    """Unbiased linear CKA of every two layers over `n` tokens drawn from the blocks, never a block's first: layer, other, cka."""
+    inside = blocks.mask.clone()
+    inside[:, 0] = False
+    row, t = (x.numpy() for x in inside.nonzero(as_tuple=True))
+    chosen = np.random.default_rng(0).choice(len(row), min(n, len(row)), replace=False)
+    alike = metrics.cka([layer[row[chosen], t[chosen]] for layer in features.states])
+    names = {"backbone": features.backbone.name, "corpus": blocks.corpus}
+    return pd.DataFrame(
+        [{**names, "layer": a, "other": b, "cka": alike[i, j]}
+         for i, a in enumerate(features.layers) for j, b in enumerate(features.layers)]
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""What NTP, the marginal and heads said of each token of a text some tokens before: the tables of the explorer."""
+
+import json
+
+import pandas as pd
+import torch
+
+from ..backbones.load import Backbone
+from ..heads.heads import Heads
+from ..heads.training import heads_from
+from ..marginal.future import future_log_probs
+from ..text.blocks import texts_of
+
+TOP = 5  # candidates shown
+ASKED = {2: {"top_k": 64}, 3: {"top_k": 16}, 4: {"top_k": 6}}  # enumerated, so that there are bounds
+SHOWN = 128  # tokens of a document
+
+
+def said_table(backbone: Backbone, ids: list[int], heads: tuple[Heads, ...] = ()) -> pd.DataFrame:
+    """What was said of each token of a text, one row a candidate: at (the token), offset, predictor (`ntp`, `marginal`, `heads`),
+    rank, candidate (id), probability (of the marginal its lower bound); captured_mass and certified (nan, 0 but for the
+    marginal).
+
+    ids: of a text, the first of them the end of the one before; token t is spoken of from t - offset.
+    """
+    model, tokens = backbone.model, torch.tensor([ids])
+    found, frames = {("ntp", 1): future_log_probs(model, tokens, 1, exact=True)}, []
+    found |= {("marginal", k): future_log_probs(model, tokens, k, **given) for k, given in ASKED.items() if k < len(ids)}
+    said = {name: (f.log_probs[0], f.captured_mass[0], f.certified[0]) for name, f in found.items()}
+    with torch.no_grad():
+        out = model(tokens.to(model.device), output_hidden_states=True, use_cache=False).hidden_states if heads else ()
+        for one in heads:
+            states = torch.stack([out[layer] for layer in one.layers], 2)
+            for k, hidden in one(states.to(torch.promote_types(model.dtype, torch.float32))).items():
+                nothing = torch.full((len(ids),), torch.nan)
+                said["heads", k] = one.log_probs(k, hidden)[0], nothing, torch.zeros(len(ids))
+    for (predictor, k), (log_probs, mass, certified) in said.items():
+        top = log_probs[:-k].exp().topk(TOP)
+        for rank in range(TOP):
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "at": range(k, len(ids)),
+                        "offset": k,
+                        "predictor": predictor,
+                        "rank": rank,
+                        "candidate": top.indices[:, rank].cpu().numpy(),
+                        "probability": top.values[:, rank].double().cpu().numpy(),
+                        "captured_mass": mass[:-k].double().cpu().numpy(),
+                        "certified": certified[:-k].double().cpu().numpy(),
+                    }
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def explored_table(backbone: Backbone, blocks, row: int, arms: tuple = ()) -> pd.DataFrame:
+    """`said_table` of one evaluation document with its tokens as text, and backbone, corpus, document. arms: of heads."""
+    ids = blocks.tokens[row][blocks.mask[row]].tolist()[:SHOWN]
+    heads = tuple(heads_from(arm.arrays, backbone, arm.spec) for arm in arms)
+    names = {"backbone": backbone.name, "corpus": blocks.corpus, "document": blocks.documents[row]}
+    return with_text(said_table(backbone, ids, heads), ids, backbone.tokenizer).assign(**names)
+
+
+def with_text(table: pd.DataFrame, ids: list[int], tokenizer) -> pd.DataFrame:
+    """The table with `token` (id of the one spoken of), and the text of both as JSON, whose quotes keep every character."""
+    token = [ids[at] for at in table["at"]]
+    known = sorted({*token, *table["candidate"].tolist()})
+    text = {i: json.dumps(t) for i, t in zip(known, texts_of(known, tokenizer), strict=True)}
+    texts = {"token_text": [text[i] for i in token], "candidate_text": [text[i] for i in table["candidate"]]}
+    return table.assign(token=token, **texts)

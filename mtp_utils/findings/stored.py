@@ -1,0 +1,104 @@
+"""The marginal, labels and controls of one backbone on one corpus, measured once: what every notebook scores against."""
+
+import pandas as pd
+
+from ..base import records
+from ..text.blocks import stream_digest
+from . import controls, measures
+from .scoring import Labels, Tokenizer
+
+DRAWN = ("sampled", "greedy")  # label sources beyond the data's own
+# How the marginal is computed at each offset, wherever it is scored. Offsets 3 and 4 have no exact reference at this
+# vocabulary: hybrid, with captured_mass in the table and the bias measured at offset 2.
+ESTIMATORS = {1: {"exact": True}, 2: {"exact": True}, 3: {"top_k": 8, "samples": 64}, 4: {"top_k": 4, "samples": 64}}
+LARGEST_EXACT = 4096  # vocabulary up to which offset 2 is summed over all of it
+BEYOND = {"top_k": 128, "samples": 128}  # offset 2 above that
+
+
+def exact_sums(backbone) -> bool:
+    """Whether offset 2 is an exact sum on this backbone."""
+    return backbone.model.get_output_embeddings().weight.shape[0] <= LARGEST_EXACT
+
+
+def estimators_of(backbone) -> dict[int, dict]:
+    """offset -> arguments of future_log_probs, for a vocabulary of that size."""
+    return ESTIMATORS if exact_sums(backbone) else ESTIMATORS | {2: BEYOND}
+
+
+def stem_of(backbone, blocks) -> str:
+    """How the tables of one backbone on one corpus are called."""
+    return f"{backbone.name.replace('/', '-')}_{blocks.corpus}"
+
+
+def measured_at(run, backbone) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """(offsets, label sources beyond data) of a backbone: all for the profile's last rungs, offsets 1 and 2 for the others."""
+    last = backbone.name in run.profile.last_rungs
+    return (tuple(range(1, run.profile.horizon + 1)), DRAWN) if last else ((1, 2), ())
+
+
+def marginals(run, backbone, blocks, offset: int = 1) -> records.Arrays:
+    """The arrays of one backbone on one corpus that hold this offset (and the drawn labels), measured if they are not stored."""
+    offsets_wanted, drawn = measured_at(run, backbone)
+    stem = f"01_marginals_{stem_of(backbone, blocks)}"
+    if offset not in offsets_wanted:
+        stem, offsets_wanted, drawn = f"{stem}_{offset}", (offset,), ()
+    return run.measure_arrays(
+        stem,
+        measures.marginal_arrays,
+        backbone=backbone,
+        blocks=blocks,
+        estimators={str(k): estimators_of(backbone)[k] for k in offsets_wanted},
+        drawn=drawn,
+    )
+
+
+def marginal(run, backbone, blocks, offset: int) -> records.Arrays:
+    """The marginal of one backbone on one corpus at one offset: the arrays of `marginal_arrays`, without the offset's number."""
+    found = marginals(run, backbone, blocks, offset)
+    ending = f".{offset}"
+    values = {name.removesuffix(ending): x for name, x in found.values.items() if name.endswith(ending)}
+    return records.Arrays(values, f"{found.fingerprint}{ending}")
+
+
+def labels(run, backbone, blocks) -> Labels:
+    """The labels of one backbone on one corpus: all sources for the profile's last rungs, the data's own for the others."""
+    found = marginals(run, backbone, blocks)
+    key = blocks.fingerprint, found.fingerprint
+    if key not in _KEPT:
+        drawn = {n.split(".")[1]: x for n, x in found.values.items() if n.startswith("labels.")}
+        _KEPT[key] = Labels(measures.label_table(blocks, {source: drawn[source] for source in DRAWN if source in drawn}))
+    return _KEPT[key]
+
+
+_KEPT = {}  # every arm that is scored asks for them
+
+
+def marginal_scores(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> pd.DataFrame:
+    """The marginal's scores of one backbone on one corpus at these offsets, from stored tables where they exist."""
+    known = labels(run, backbone, blocks)
+    frames = [
+        run.measure(
+            f"01_scores{offset}_{stem_of(backbone, blocks)}",
+            measures.marginal_table,
+            marginal=marginal(run, backbone, blocks, offset),
+            labels=known,
+            name=backbone.name,
+            offset=offset,
+            estimator=estimators_of(backbone)[offset],
+        )
+        for offset in offsets_wanted
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def control_scores(run, backbone, blocks) -> pd.DataFrame:
+    """The scores of the counting controls and of the greedy path on one backbone's labels, from stored tables."""
+    stem, split = stem_of(backbone, blocks), run.profile.control_split
+    common = {"labels": labels(run, backbone, blocks), "name": backbone.name}
+    text = stream_digest(blocks.corpus, split, backbone.tokenizer)
+    counted = {"tokenizer": Tokenizer(backbone.tokenizer), "blocks": blocks, "split": split, "text": text}
+    frames = [
+        run.measure(f"01_controls_{stem}", controls.control_table, **common, **counted),
+        run.measure(f"01_greedy_path_{stem}", controls.greedy_path_table, **common),
+    ]
+    return pd.concat(frames, ignore_index=True)

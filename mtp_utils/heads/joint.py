@@ -1,0 +1,99 @@
+"""Joint training: heads and backbone in one loop, resumable to the bit."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ..backbones import sharded
+from ..backbones.loop import checkpoint, rate_at, restore
+from ..base import paths, ranks
+from ..base.keys import fingerprint, measurement_key
+from ..base.runtime import progress
+from ..text import blocks
+from .features import FrozenFeatures
+from .spec import HeadSpec
+from .together import Joint, Together, joint_losses, losses_on
+from .training import averaged, combine, head_groups, plan, share_of
+
+SAVE_EVERY, SAVE_SHARE = 60.0, 0.05  # seconds between checkpoints, and the most of the time that saving may take
+
+
+def joint_training(
+    features: FrozenFeatures, validation: FrozenFeatures, spec: HeadSpec | None, how: Joint
+) -> dict[str, np.ndarray]:
+    """Heads and backbone trained together on the features' text, as arrays; without a spec the backbone alone, on NTP.
+
+    features: of the base model (its text, and its labels unless they are the data's). Returns `heads.<name>` and
+    `model.<name>` (the trained tensors: all, or the adapters) at the best check, `loss` and `ntp_loss` by step, `validation`
+    (checks, offsets) and `ntp_validation` (checks,) [nats/token], check 0 before the first step, `kept` (offsets,) the best
+    check: the lowest mean over the offsets (without heads: the last one). Deterministic on one machine and thread count,
+    stopped and resumed or not. No dropout.
+
+    Raises:
+        ValueError: as training.trained_heads; FloatingPointError: a loss that is not finite, with the step, the rates and the
+            documents; the last good checkpoint stays.
+    """
+    together, accelerator = Together(features.backbone, spec, how, shared=sharded.asked()), Accelerator()
+    order, checks = plan(features, spec or HeadSpec(offsets=(2,)), how)
+    offsets, steps = spec.offsets if spec else (), len(order)
+    peaks = how.rates(offsets) if spec else (how.rate,)
+    groups = [g for k, peak in zip(offsets, peaks, strict=False) for g in head_groups(together.heads, k, peak)]
+    peak = max(peaks) * how.backbone_rate
+    of_layers = {id(p) for p in sharded.layers_of(together.model).parameters()}  # whether shared out or not, one order
+    for part in ([p for p in together.trained.values() if (id(p) in of_layers) == inside] for inside in (False, True)):
+        groups += [{"params": part, "lr": peak, "peak": peak, "backbone": True}] if part else []
+    together.free(True)
+    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
+    path, settings = checkpoint_path(features, validation, spec, how), fingerprint(how)
+    ranks.gather(None)  # what the first process wrote is there for all
+    first, seen = restore(together, optimizer, path, settings)
+    if len(set(ranks.gather(first))) > 1:
+        raise RuntimeError(f"the processes do not find the same {path}: the folder has to be one that they share")
+    if not seen:
+        seen = {"loss": [], "validation": [ranks.first_says(losses_on(together, validation, how))], "kept": 0}
+        together.best = together.arrays()
+    warm, saved, pause = round(how.warmup * steps), time.monotonic(), SAVE_EVERY
+    for step in progress(range(first, steps), f"joint {spec.kind if spec else 'NTP'}, {features.backbone.name}"):
+        together.free(step >= warm and peak > 0)
+        for group in optimizer.param_groups:
+            at = (step - warm, steps - warm) if group.get("backbone") else (step, steps)
+            group["lr"] = rate_at(*at, group["peak"]) if at[0] >= 0 else 0.0
+        mine = share_of(order[step])
+        losses = averaged(joint_losses(together, features, mine, how, accelerator.backward))
+        norms = [combine(accelerator, list(together.heads.of(k).values())) for k in offsets]
+        norms.append(combine(accelerator, list(together.trained.values())))
+        if not np.isfinite([*losses, *norms]).all():
+            rates, where = [g["lr"] for g in optimizer.param_groups], documents_of(features, mine)
+            raise FloatingPointError(
+                f"losses {losses} (NTP, offsets {offsets}), gradient norms {norms} at step {step}, rates {rates}, on {where}; "
+                + (f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was due yet")
+            )
+        seen["loss"].append(losses)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 in checks:
+            seen["validation"].append(ranks.first_says(losses_on(together, validation, how)))
+            if not spec or np.mean(seen["validation"][-1][1:]) < np.mean(seen["validation"][seen["kept"]][1:]):
+                seen["kept"], together.best = len(seen["validation"]) - 1, together.arrays()
+        if ranks.first_says((now := time.monotonic()) - saved >= pause):
+            checkpoint(together, optimizer, path, step + 1, seen, settings)
+            saved = time.monotonic()
+            pause = max(SAVE_EVERY, (saved - now) / SAVE_SHARE)
+    loss, found = np.array(seen["loss"]), np.array(seen["validation"])
+    curves = {"loss": loss[:, 1:], "ntp_loss": loss[:, 0], "validation": found[:, 1:], "ntp_validation": found[:, 0]}
+    return {n: x.numpy() for n, x in together.best.items()} | curves | {"kept": np.full(max(1, len(offsets)), seen["kept"])}
+
+
+def checkpoint_path(features: FrozenFeatures, validation: FrozenFeatures, spec: HeadSpec | None, how: Joint) -> Path:
+    """Where an unfinished run lies: named after all that it depends on, this code too."""
+    given = {"features": features, "validation": validation, "spec": spec, "how": how}
+    return paths.cache() / "joint" / f"{measurement_key(joint_training, given)[:20]}.safetensors"
+
+
+def documents_of(features: FrozenFeatures, rows) -> str:
+    """The documents that some training blocks come from, or the blocks' numbers where that cannot be told."""
+    names = [blocks.documents_in(features.tokens[r], features.backbone.tokenizer) for r in rows]
+    return "; ".join(f"block {r}: {', '.join(found) or 'unknown text'}" for r, found in zip(rows, names, strict=True))

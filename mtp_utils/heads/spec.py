@@ -1,0 +1,43 @@
+"""Which heads there are: HeadSpec."""
+
+from dataclasses import dataclass
+
+KINDS = ("linear", "residual", "block", "next_token")
+FEATURES = ("last", "mix", "concat")
+UNEMBEDDINGS = ("shared", "copied")
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """Which heads: the trunk's `kind` and number of `layers`, the `features` it reads, whose `unembedding`, which `offsets`.
+
+    kind: `linear` (W h + b, W = 1 at the start), `residual` (h + SiLU(W h + b), W = b = 0 at the start, so that the head
+    starts as the LM head), `block` (a transformer layer of the backbone's kind), `next_token` (a control that sees nothing
+    but p(.|x): q = p T with a row-stochastic T). features: `last`, the number of any one layer (0 = embeddings), `mix` or
+    `concat`. unembedding: the backbone's own, frozen (`shared`), or a trained copy of it for each offset (`copied`).
+
+    Raises:
+        ValueError: an argument outside these, naming it.
+    """
+
+    kind: str = "residual"
+    features: str | int = "last"
+    layers: int = 1
+    unembedding: str = "shared"
+    offsets: tuple[int, ...] = (2, 3, 4)
+
+    def __post_init__(self):
+        _one_of("kind", self.kind, KINDS)
+        if not isinstance(self.features, int):
+            _one_of("features", self.features, FEATURES)
+        _one_of("layers", self.layers, (1, 2))
+        _one_of("unembedding", self.unembedding, UNEMBEDDINGS)
+        if not self.offsets or min(self.offsets) < 1 or len(set(self.offsets)) < len(self.offsets):
+            raise ValueError(f"offsets={self.offsets} must be different integers >= 1")
+        if self.kind == "next_token" and (self.features, self.layers, self.unembedding) != ("last", 1, "shared"):
+            raise ValueError("kind='next_token' sees only p(.|x): features='last', layers=1, unembedding='shared'")
+
+
+def _one_of(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}; there are {', '.join(map(str, allowed))}")

@@ -1,0 +1,9 @@
+"""The marginal: the token k ahead with the tokens between summed out. The heart of the project.
+
+future.py is the API; expansion.py and sampling.py choose the paths; packed.py and attention.py compute them in few passes, and
+reference.py slowly and obviously, as their test.
+"""
+
+from mtp_utils import hand_on
+
+__getattr__, __dir__, __all__ = hand_on(__name__, future=("FutureLogProbs", "future_log_probs", "future_tokens"))

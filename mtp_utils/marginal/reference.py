@@ -1,0 +1,118 @@
+"""The obvious engine (full re-runs), and the self-check that decides whether the packed one may replace it."""
+
+import re
+import weakref
+from itertools import pairwise
+
+import torch
+
+from .expansion import Level
+from .packed import Packed
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}  # nats
+LENGTHS = re.compile("window|chunk|position|context|local|length")  # settings that may act beyond some length
+
+_trusted: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+
+
+class Reference:
+    """p(. | prefix, path) by running the model on the whole sequence, for each row, position and path."""
+
+    capacity = 2**16
+    step = 16
+
+    def __init__(self, model, ids, rows, t):
+        self.model, self.ids, self.rows, self.t = model, ids, rows, t
+
+    def logits_of(self, level, keep=False):
+        """Yield (start, stop, logits (stop - start, V)) over the level."""
+        edges = [0, *(level.root.diff().nonzero()[:, 0] + 1).tolist(), len(level.root)]
+        for first, last in pairwise(edges):
+            for start in range(first, last, self.step):
+                stop = min(start + self.step, last)
+                root = level.root[start]
+                prefix = self.ids[self.rows[root], : self.t[root] + 1]
+                ids = torch.cat([prefix.expand(stop - start, -1), level.path(start, stop)], 1)
+                yield start, stop, self.model(input_ids=ids, use_cache=False).logits[:, -1]
+
+
+def active_lengths(config, longest):
+    """Settings of the configuration, at any depth, that name a length below `longest`: window, chunk, rope switch."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            found |= active_lengths(value, longest)
+        elif LENGTHS.search(str(name)) and type(value) is int and 0 < value < longest:
+            found[name] = value
+    return found
+
+
+def engine_for(model, longest):
+    """Packed where the self-check on this very model and configuration allows it, else (Reference, the reason)."""
+    config = model.config.get_text_config()
+    lengths = active_lengths(config.to_dict(), longest)
+    device = model.device
+    key = (str(model.dtype), str(device), torch.is_autocast_enabled(device.type), config._attn_implementation)
+    key += (config.to_json_string(use_diff=False), tuple(sorted(lengths.items())))
+    known = _trusted.setdefault(model, {})
+    if key in known:
+        return known[key]
+    other = set(active_lengths(config.to_dict(), torch.inf).values()) - set(lengths.values())
+    total = min([max([0, *lengths.values()]) + 16, *other])  # beyond what acts in this call, not beyond more
+    try:
+        reason, conclusive = compare(model, max(1, total - 2), lengths)
+    except Exception as error:  # whatever the model does not support is a reason, not a failure
+        reason, conclusive = f"{type(error).__name__}: {error}", True
+    answer = (Packed, None) if reason is None else (Reference, reason)
+    if conclusive:
+        known[key] = answer
+    return answer
+
+
+def compare(model, length, lengths):
+    """Packed against reference on random ids: two rows, three positions, paths of length 0 to 2.
+
+    Returns (reason not to trust or None, whether the model's attention matters enough for the check to prove anything).
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocab = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocab, (2, length), generator=generator).to(model.device)
+    t = torch.tensor([length - 1, 0, length // 2, length - 1], device=model.device)[(length == 1) :]
+    rows = torch.tensor([0, 1, 1, 1], device=model.device)[(length == 1) :]
+    roots = torch.arange(len(t), device=model.device)
+    a, b, c = (torch.randperm(vocab, generator=generator).repeat(3)[:3]).tolist()
+
+    def below(level, tokens):
+        index = torch.arange(len(level.root), device=t.device).repeat_interleave(len(tokens))
+        token = torch.tensor(tokens, device=t.device).repeat(len(level.root))
+        return Level(level.root[index], level.prob[index], token, level, index, level.depth + 1)
+
+    top = Level(roots, torch.ones_like(roots))
+    first = below(top, [a, b])
+    second = below(first, [c])
+    packed, reference = Packed(model, ids, rows, t), Reference(model, ids, rows, t)
+    ours, theirs = (
+        torch.cat([x.log_softmax(-1) for level in (top, first, second) for _, _, x in engine.logits_of(level, True)])
+        for engine in (packed, reference)
+    )
+    if theirs.isnan().any():  # the caller will be told where
+        return "its logits are not finite", False
+    if any("attention_chunk" in name for name in lengths):
+        return "attention in chunks", True
+    windows = {value for name, value in lengths.items() if name.endswith(("window", "window_size"))}
+    if windows - packed.windows:
+        return f"a window of {windows} that its attention does not announce", True
+    error, tolerance = gap(ours, theirs), TOLERANCE.get(ours.dtype, TOLERANCE[torch.bfloat16])
+    if not error <= tolerance:
+        reference.step = 1  # what rounding alone does to the reference
+        again = torch.cat([x.log_softmax(-1) for _, _, x in reference.logits_of(second)])
+        tolerance = max(tolerance, 8 * gap(theirs[-len(again) :], again))
+    if not error <= tolerance:
+        return f"log-probabilities off by {error:.1e}, tolerance {tolerance:.1e}", True
+    last = theirs[-len(second.root) :]  # same last token, another ancestor: what attention is worth here
+    return None, gap(last[0::2], last[1::2]) > 20 * tolerance
+
+
+def gap(a, b):
+    """Largest difference; equal infinities differ by nothing, whatever is not a number by infinity."""
+    return torch.where(a == b, 0, a - b).abs().nan_to_num(torch.inf, posinf=torch.inf).max().item()

@@ -1,0 +1,105 @@
+"""Sampled paths: ancestral, alone or in the tail that an enumerated tree leaves out (hybrid)."""
+
+import numpy as np
+import torch
+
+from .expansion import PATHS_AT_ONCE, Level, accumulate, best, children, distributions, precise
+
+
+def uniforms(seeds, n, width, device):
+    """(P, n, width) in [0, 1), each root's own stream: what is drawn does not depend on batching."""
+    draws = np.stack([np.random.default_rng(seed).random((n, width)) for seed in seeds])
+    return torch.from_numpy(draws).to(device, precise(device))
+
+
+def inverse_cdf(p, row, u):
+    """Token (s,) at which the cumulative sum of p (m, V), not normalised, passes u (s,), in row (s,)."""
+    cdf = p.to(u.dtype).cumsum(-1)
+    cdf /= cdf[:, -1:].clone().clamp_min_(torch.finfo(u.dtype).tiny)
+    cdf += torch.arange(len(p), device=p.device)[:, None]  # one ascending sequence over all rows
+    return (torch.searchsorted(cdf.view(-1), u + row, right=True) - row * p.shape[1]).clamp(0, p.shape[1] - 1)
+
+
+def by_samples(engine, roots, offset, k, seeds, n, sums):
+    """Ancestral samples; with k > 0 the top-k tree is summed and only paths that leave it are sampled.
+
+    A sample leaves the tree at a node chosen in proportion to the mass left out there, by a child outside the node's
+    top k, and goes on freely. S + (1 - M) * mean p(w | sampled path) is unbiased and sums to 1.
+    """
+    nodes = sum(max(1, k) ** d for d in range(offset - 1))
+    group = max(1, min(engine.capacity // nodes, PATHS_AT_ONCE // max(max(1, k) ** (offset - 1), n * nodes)))
+    for part in roots.split(group):
+        u = uniforms([seeds[i] for i in part.root.tolist()], n, offset, part.root.device)
+        tree, left, drawn = grow(engine, part, offset, k, u)
+        if k:
+            accumulate(engine, tree.pop(), sums)
+        share, depth, node = exits(tree, left, u[:, :, 0])
+        for level, tokens in zip(tree, drawn, strict=True):
+            walk(engine, level, tokens, share, node, depth == level.depth, offset, u, sums)
+
+
+def grow(engine, roots, offset, k, u):
+    """Top-k tree; per inner level the mass left out (nodes,) and a token from there for each sample (nodes, n)."""
+    tree, left, drawn = [roots], [], []
+
+    def choose(start, stop, p):
+        row, token, top = best(p, k)
+        tail = p.index_put((row, token), p.new_zeros(()))
+        mass = tail.sum(-1, dtype=u.dtype)
+        left[-1].append(level.prob[start:stop].to(u.dtype) * mass)
+        wanted = u[level.root[start:stop] - roots.root[0], :, level.depth + 1]
+        rows = torch.arange(len(p), device=p.device).repeat_interleave(u.shape[1])
+        drawn[-1].append(inverse_cdf(tail, rows, wanted.reshape(-1)).view(len(p), -1))
+        return row, token, top
+
+    for _ in range(offset - 1 if k else 1):
+        level = tree[-1]
+        left.append([])
+        drawn.append([])
+        tree.append(children(engine, level, choose))
+    return tree if k else tree[:1], [torch.cat(x) for x in left], [torch.cat(x) for x in drawn]
+
+
+def exits(tree, left, u):
+    """Where each sample leaves the tree: its share of the probability (P,), depth (P, n), node of that level (P, n)."""
+    levels = tree[: len(left)]
+    base, (n_roots, n) = levels[0].root[0], u.shape
+    root = torch.cat([level.root for level in levels]) - base
+    depth = torch.cat([torch.full_like(level.root, level.depth) for level in levels])
+    node = torch.cat([torch.arange(len(level.root), device=u.device) for level in levels])
+    mass = torch.cat(left)
+    order = root.argsort(stable=True)
+    root, depth, node, mass = root[order], depth[order], node[order], mass[order]
+    total = torch.zeros(n_roots, dtype=mass.dtype, device=u.device).index_add_(0, root, mass)
+    cdf = mass.cumsum(0) - (total.cumsum(0) - total)[root]
+    cdf = (cdf / total[root].clamp_min(torch.finfo(u.dtype).tiny)).clamp(0, 1) + root
+    last = root.bincount(minlength=n_roots).cumsum(0) - 1
+    pick = torch.searchsorted(cdf, u + torch.arange(n_roots, device=u.device)[:, None], right=True)
+    pick = pick.minimum(last[:, None])
+    return total / n, depth[pick], node[pick]
+
+
+def walk(engine, level, tokens, share, node, here, offset, u, sums):
+    """Run the samples that leave the tree at this level on to the full length, equal paths once, and sum them."""
+    root, sample = (here & (share > 0)[:, None]).nonzero(as_tuple=True)
+    if not len(root):
+        return
+    member = node[root, sample]
+    token = tokens[member, sample]
+    level, member = merge(level, member, token, share[root])
+    while level.depth < offset - 1:
+        token = torch.empty_like(member)
+        for start, stop, p in distributions(engine, level, True):
+            hit = (member >= start) & (member < stop)
+            token[hit] = inverse_cdf(p, member[hit] - start, u[root[hit], sample[hit], level.depth + 1])
+        level, member = merge(level, member, token, share[root])
+    accumulate(engine, level, sums, enumerated=False)
+
+
+def merge(level, member, token, weight):
+    """Level of the distinct children (member, token) (s,), their weights added; and each sample's place in it."""
+    span = token.max() + 1
+    pair, place = (member * span + token).unique(return_inverse=True)
+    index = pair // span
+    prob = torch.zeros(len(pair), dtype=weight.dtype, device=weight.device).index_add_(0, place, weight)
+    return Level(level.root[index], prob, pair % span, level, index, level.depth + 1), place

@@ -1,0 +1,14 @@
+"""Texts: documents in four splits, blocks of tokens, and the positions that count. `grammar/` makes the translations.
+
+offsets.py is the only place of the project that slices along time.
+"""
+
+from mtp_utils import hand_on
+
+__getattr__, __dir__, __all__ = hand_on(
+    __name__,
+    blocks=("Blocks", "evaluation_blocks", "evaluation_text", "training_blocks"),
+    corpora=("CORPORA", "SPLITS"),
+    documents=("Document",),
+    offsets=("labels_at", "labels_of", "predictions_at"),
+)

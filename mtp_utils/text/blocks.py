@@ -1,0 +1,233 @@
+"""Documents as tokens: the training stream, and evaluation blocks with the positions that count."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..base import paths
+from ..base.files import sha256
+from ..base.records import read_arrays, write_arrays
+from . import corpora, hub, own, packages
+from .documents import SPLITS
+
+CONTEXT = 256
+MIN_CONTEXT = 32  # tokens before and including a scored position
+END = "<|endoftext|>"
+LEAST = 10  # documents of the user's text, below which nothing is measured
+CLASSES = ("inside a word", "word start", "white space", "punctuation")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Evaluation text of one corpus: one window a document, right-padded.
+
+    tokens: (documents, CONTEXT) int64; mask: the real tokens; scored: positions t that count for every offset up to
+    `horizon` (t + horizon lies in the document, t has MIN_CONTEXT tokens of context; translation: labels on the German
+    side). `labels[:, t, k - 1]` is token t + k. `classes`: (documents, CONTEXT) index into CLASSES of each token.
+    """
+
+    corpus: str
+    split: str
+    horizon: int
+    documents: tuple[str, ...]
+    clusters: tuple[str, ...]
+    rates: tuple[float | None, ...]
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    scored: torch.Tensor
+    classes: torch.Tensor
+    fingerprint: str
+
+
+def encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens."""
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def end_of(tokenizer) -> int:
+    """The id that stands before every document: END, or the tokenizer's own end or begin of text."""
+    known = tokenizer.convert_tokens_to_ids(END)
+    if known is not None and known != getattr(tokenizer, "unk_token_id", None):
+        return known
+    own = [i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None]
+    if not own:
+        raise ValueError(f"{type(tokenizer).__name__} has no token for the end of a text: set its eos_token")
+    return own[0]
+
+
+def stream(corpus: str, split: str, tokenizer) -> np.ndarray:
+    """All documents of a split as one array (uint16, or uint32 for larger vocabularies), each preceded by `end_of`; cached,
+    because the controls count it too."""
+
+    def compute() -> dict[str, np.ndarray]:
+        end, ids = end_of(tokenizer), []
+        for one in encode(tokenizer, [d.text for d in corpora.documents(corpus, split)]):
+            ids.append(end)
+            ids.extend(one)
+        return {"ids": np.array(ids, dtype=np.uint16 if len(tokenizer) <= 2**16 else np.uint32)}
+
+    return _cached(f"stream-{corpus}-{split}", tokenizer, {}, compute)["ids"]
+
+
+def _cached(name: str, tokenizer, settings: dict, compute) -> dict[str, np.ndarray]:
+    """`compute()`, or what it gave before from the same text: reading and tokenising it takes longer than most measurements."""
+    texts = [_texts(), tokenizer.backend_tokenizer.to_str(), name, settings]
+    key = sha256(json.dumps(texts, sort_keys=True).encode())
+    path = paths.cache() / f"{name}-{key[:16]}.safetensors"
+    found = read_arrays(path, key)
+    if found is None:
+        write_arrays(path, compute(), {"key": key})
+        found = read_arrays(path, key)
+    return found.values
+
+
+def _texts() -> list:
+    """What the blocks depend on: the code that makes them, and the user's file, the commits of the hub, or the packages that
+    texts are read from and those that are left out."""
+    if corpora.names() == (corpora.TEXT,):
+        return [*_sources(), own.pieces()[1]]
+    if not corpora.embedded(corpora.names()[0]):
+        return [*_sources(), *hub.fingerprint()]
+    return [*_sources(), packages.versions(), corpora.frozen().get("dropped", {})]
+
+
+@lru_cache(maxsize=1)
+def _sources() -> tuple[str, ...]:
+    """Of this room, the grammar among it."""
+    room = Path(__file__).parent
+    return tuple(path.read_text("utf-8") for path in sorted((*room.rglob("*.py"), *room.glob("grammar/*.json"))))
+
+
+def stream_digest(corpus: str, split: str, tokenizer) -> str:
+    """sha256 of a stream."""
+    return sha256(stream(corpus, split, tokenizer).tobytes())
+
+
+def training_blocks(split: str, tokenizer, n: int, seed: int) -> np.ndarray:
+    """(n, CONTEXT) of a split: the corpora in turn, each one's blocks in a new random order every epoch."""
+    names, found = corpora.names(), None
+    for c, corpus in enumerate(names):
+        tokens = stream(corpus, split, tokenizer)
+        rows = tokens[: len(tokens) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
+        if not len(rows):
+            raise ValueError(f"{corpus}/{split} has {len(tokens)} tokens; a block needs {CONTEXT}: give a longer text")
+        found = np.empty((n, CONTEXT), dtype=tokens.dtype) if found is None else found
+        wanted = len(range(c, n, len(names)))
+        order = np.concatenate(
+            [np.random.default_rng([seed, c, epoch]).permutation(len(rows)) for epoch in range(wanted // len(rows) + 1)]
+        )
+        found[c :: len(names)] = rows[order[:wanted]]
+    return found
+
+
+def documents_in(block: torch.Tensor, tokenizer, split: str = "heads") -> list[str]:
+    """Names of the documents that a training block (CONTEXT,) holds parts of; none where it is no block of that split."""
+    for corpus in corpora.names() if tokenizer is not None else ():
+        tokens = stream(corpus, split, tokenizer)
+        rows = tokens[: len(tokens) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
+        if len(block) == CONTEXT and len(found := (rows == block.numpy()).all(1).nonzero()[0]):
+            begins = np.flatnonzero(tokens == end_of(tokenizer))
+            first, last = np.searchsorted(begins, [found[0] * CONTEXT, (found[0] + 1) * CONTEXT - 1], side="right") - 1
+            return [d.id for d in corpora.documents(corpus, split)[max(0, first) : last + 1]]
+    return []
+
+
+def evaluation_blocks(
+    corpus: str, split: str, tokenizer, *, n_documents: int, positions_per_document: int, horizon: int, seed: int = 0
+) -> Blocks:
+    """One window a cluster from `n_documents` clusters, with `positions_per_document` scored positions drawn in each."""
+    size = {"n_documents": n_documents, "n_positions": positions_per_document, "horizon": horizon, "seed": seed}
+
+    def compute() -> dict[str, np.ndarray]:
+        return _windows(corpus, split, tokenizer, **size)
+
+    found = dict(_cached(f"blocks-{corpus}-{split}", tokenizer, size, compute))
+    names = json.loads(found.pop("names").tobytes())
+    tensors = {name: torch.from_numpy(values) for name, values in found.items()}
+    digest = hashlib.sha256(repr((corpus, split, horizon, tuple(names["documents"]))).encode())
+    digest.update(found["tokens"].tobytes() + found["scored"].tobytes())
+    return Blocks(corpus, split, horizon, **{n: tuple(x) for n, x in names.items()}, **tensors, fingerprint=digest.hexdigest())
+
+
+def evaluation_text(profile, tokenizer, seed: int = 0) -> dict[str, Blocks]:
+    """corpus -> the test blocks of a profile: what every notebook scores."""
+    size = {"n_documents": profile.n_documents, "positions_per_document": profile.positions_per_document}
+    return {c: evaluation_blocks(c, "test", tokenizer, **size, horizon=profile.horizon, seed=seed) for c in profile.corpora}
+
+
+def _windows(corpus: str, split: str, tokenizer, n_documents: int, n_positions: int, horizon: int, seed: int) -> dict:
+    """tokens, mask, scored, classes (documents, CONTEXT); `names`: documents, clusters and rates as JSON in bytes."""
+    rng = np.random.default_rng([seed, corpora.KNOWN.index(corpus), SPLITS.index(split)])
+    clusters = {}
+    for d in corpora.documents(corpus, split):
+        clusters.setdefault(d.cluster, []).append(d)
+    members, chosen = [clusters[name] for name in sorted(clusters)], []
+    for i in rng.permutation(len(members)):
+        found = _window(members[i][rng.integers(len(members[i]))], tokenizer, horizon, n_positions, rng)
+        if found is not None:
+            chosen.append(found)
+        if len(chosen) == n_documents:
+            return _pack(chosen, tokenizer)
+    if corpus == corpora.TEXT and len(chosen) >= LEAST:  # as many as there are
+        return _pack(chosen, tokenizer)
+    asked = f"at least {LEAST} are needed" if corpus == corpora.TEXT else f"n_documents={n_documents} were asked for"
+    raise ValueError(f"{corpus}/{split} has {len(chosen)} documents long enough; {asked}")
+
+
+def _window(document, tokenizer, horizon: int, n_positions: int, rng):
+    """(document, ids, scored positions) or None where too few positions are eligible."""
+    encoding = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, starts = encoding["input_ids"], [a for a, _ in encoding["offset_mapping"]]
+    first = 0
+    if document.rate is None and len(ids) > CONTEXT:  # a long file: anywhere in it, as in the training stream
+        first = int(rng.integers(len(ids) - CONTEXT + 1))
+    ids, starts = ids[first : first + CONTEXT - 1], starts[first : first + CONTEXT - 1]
+    inside = np.zeros(len(ids) + 1, dtype=bool)  # +1: END stands before the first token
+    for a, b in document.spans:
+        inside[1:] |= [a <= s < b for s in starts]
+    ids = [end_of(tokenizer), *ids]
+    eligible = [t for t in range(MIN_CONTEXT - 1, len(ids) - horizon) if inside[t + 1 : t + 1 + horizon].all()]
+    if len(eligible) < n_positions:
+        return None
+    return document, ids, sorted(rng.choice(eligible, n_positions, replace=False).tolist())
+
+
+def _pack(chosen: list, tokenizer) -> dict[str, np.ndarray]:
+    tokens, classes = (np.zeros((len(chosen), CONTEXT), np.int64) for _ in range(2))
+    mask, scored = (np.zeros((len(chosen), CONTEXT), bool) for _ in range(2))
+    for row, (_, ids, positions) in enumerate(chosen):
+        tokens[row, : len(ids)] = ids
+        mask[row, : len(ids)] = True
+        scored[row, positions] = True
+        classes[row, : len(ids)] = token_classes(ids, tokenizer)
+    texts = [d for d, _, _ in chosen]
+    names = {"documents": [d.id for d in texts], "clusters": [d.cluster for d in texts], "rates": [d.rate for d in texts]}
+    packed = np.frombuffer(json.dumps(names).encode(), np.uint8)
+    return {"tokens": tokens, "mask": mask, "scored": scored, "classes": classes, "names": packed}
+
+
+def token_classes(ids: list[int], tokenizer) -> list[int]:
+    """Index into CLASSES of each token, from its text and the one before it."""
+    found, before = [], " "
+    for text in texts_of(ids, tokenizer):
+        if not text.strip():
+            kind = 2
+        elif text.strip()[0].isalnum() or text.strip()[0] == "_" or not text.isascii():
+            kind = 0 if not text[0].isspace() and (before.isalnum() or before == "_") else 1
+        else:
+            kind = 3
+        found.append(kind)
+        before = text[-1:]
+    return found
+
+
+def texts_of(ids: list[int], tokenizer) -> list[str]:
+    """The text of each token as it stands in a text: alone, one of some tokenizers loses the space it begins with."""
+    anchor = encode(tokenizer, ["a"])[0][-1]
+    begin = len(tokenizer.decode([anchor]))
+    return [whole[begin:] for whole in tokenizer.batch_decode([[anchor, i] for i in ids])]

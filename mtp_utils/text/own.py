@@ -1,0 +1,57 @@
+"""The user's own text (--text): cut into documents of about a window."""
+
+import hashlib
+import re
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+from ..base import profiles
+from .documents import PIECE, SPLITS, Document, unit
+
+SHARES = {"pretrain": 0.25, "heads": 0.45, "validation": 0.05, "test": 0.25}  # of the documents, by split
+
+
+@lru_cache(maxsize=2)
+def text_of(path: str, stamp: tuple) -> tuple[tuple[str, ...], str]:
+    """The pieces of a text file, about PIECE characters each and every one once, cut between paragraphs, else lines, else words,
+    and the sha256 of the file. Bytes that are no UTF-8 become U+FFFD."""
+    data = Path(path).read_bytes()
+    pieces, waiting = [], ""
+    for part in _cut(data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")):
+        waiting += part
+        if len(waiting) >= PIECE:
+            pieces.append(waiting)
+            waiting = ""
+    return tuple(dict.fromkeys(p for p in (*pieces, waiting) if p.strip())), hashlib.sha256(data).hexdigest()
+
+
+def _cut(text: str, separators: tuple[str, ...] = ("\n\n", "\n", " ", "")):
+    """Stretches of at most PIECE characters that make up the text, cut at the first separator that serves."""
+    first, *others = separators
+    if not first:
+        yield from (text[i : i + PIECE] for i in range(0, len(text), PIECE))
+        return
+    for part in re.split(f"(?<={first})", text):
+        if len(part) > PIECE:
+            yield from _cut(part, tuple(others))
+        elif part:
+            yield part
+
+
+def pieces() -> tuple[tuple[str, ...], str]:
+    """`text_of` of the file that --text named. Raises ValueError where it is none."""
+    path = profiles.own_of()["text"]
+    if not path or not Path(path).is_file():
+        raise ValueError(f"the corpus {profiles.TEXT!r} is the file given by --text; {path or 'none was given'} is no file")
+    stat = Path(path).stat()
+    return text_of(path, (stat.st_mtime_ns, stat.st_size))
+
+
+def documents(split: str) -> list[Document]:
+    edges, found = dict(zip(SPLITS, accumulate(SHARES.values()), strict=True)), []
+    for i, piece in enumerate(pieces()[0]):
+        u = unit("own/" + piece)
+        if split == next(name for name in SPLITS if u < edges[name] or name == SPLITS[-1]):
+            found.append(Document(f"text#{i}", piece, f"text#{i}", ((0, len(piece)),)))
+    return found

@@ -1,0 +1,158 @@
+"""Gaps of heads to the marginal: scored on the same positions, tuned alike, bounded by what the width allows."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtp_utils.backbones.anatomy import unembed
+from mtp_utils.backbones.load import load_backbone
+from mtp_utils.base.profiles import PROFILES
+from mtp_utils.base.records import Arrays
+from mtp_utils.base.run import Run
+from mtp_utils.findings import arms, gaps, layers, metrics, scoring
+from mtp_utils.heads.features import FrozenFeatures
+from mtp_utils.heads.spec import HeadSpec
+from mtp_utils.heads.training import Training
+from mtp_utils.marginal.future import future_log_probs
+from mtp_utils.text import blocks
+from mtp_utils.text.offsets import labels_of
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("ladder/w16", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def text(backbone):
+    return blocks.evaluation_blocks("prose", "test", backbone.tokenizer, n_documents=9, positions_per_document=2, horizon=4)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTP_BUILD", str(tmp_path))
+    return Run("03_layer_specialization", PROFILES["smoke"])
+
+
+@pytest.fixture
+def where(backbone, text, monkeypatch):
+    monkeypatch.setattr(blocks, "stream", lambda c, s, t: np.random.default_rng(len(s)).integers(1, 1024, 4000).astype(np.uint16))
+    return arms.bench(backbone, 4096, tuple(range(7)), {"prose": text})
+
+
+def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_zero(run, where, text):
+    arm = arms.untrained_arm(run, where, layers.lens(6, (1, 2)))
+    found = gaps.scored(run, where, [arm])
+    first = found[found.offset == 1]
+    assert first["kl_to_marginal"].abs().max() < 1e-4
+    assert (
+        np.abs(first["log_prob"] - first["marginal_log_prob"]).max() < 0.05
+        and (first["top1"] == first["marginal_top1"]).mean() > 0.9
+    )
+    assert found[found.offset == 2]["kl_to_marginal"].mean() > 0.5
+
+
+def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run, where, text, backbone):
+    arm = arms.untrained_arm(run, where, layers.lens(3, (2,)))
+    found = gaps.scored(run, where, [arm])
+    data = found[found.label_source == "data"].reset_index()
+    with torch.no_grad():
+        hidden = backbone.model(text.tokens, output_hidden_states=True).hidden_states[3]
+        q = unembed(backbone.model, backbone.model.gpt_neox.final_layer_norm(hidden)).log_softmax(-1)[text.scored]
+    m = future_log_probs(backbone.model, text.tokens, 2, exact=True, positions=text.scored).log_probs[text.scored]
+    label = labels_of(text.tokens, text.scored, 2)
+    assert np.abs(data["log_prob"] - q.gather(1, label[:, None])[:, 0].numpy()).max() < 0.05
+    assert np.abs(data["marginal_log_prob"] - m.gather(1, label[:, None])[:, 0].numpy()).max() < 1e-3
+    assert np.abs(data["kl_to_marginal"] - scoring.kl(m, q).numpy()).max() < 0.05
+    assert np.abs(data["entropy_m2"] - scoring.entropy(m).numpy()).max() < 1e-3
+
+
+def test_expected_cross_entropy_on_the_models_own_text_is_entropy_plus_kl(run, where, text, backbone):
+    arm = arms.untrained_arm(run, where, layers.lens(6, (2,)))
+    found = gaps.scored(run, where, [arm])
+    m = future_log_probs(backbone.model, text.tokens, 2, exact=True, positions=text.scored).log_probs[text.scored]
+    with torch.no_grad():
+        q = backbone.model(text.tokens).logits.log_softmax(-1)[text.scored]
+    expected = -(m.exp() * q).sum(-1).numpy()
+    data = found[found.label_source == "data"]
+    assert np.abs(expected - data["entropy_m2"] - data["kl_to_marginal"]).max() < 0.05
+
+
+def test_tuning_tries_the_same_rates_for_every_arm_and_goes_on_at_an_edge(run, where):
+    how = Training(0.0, 2048, blocks=1)
+    arm = arms.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)
+    stored = {p.name for p in (run_tables(run)).glob("03_heads*.safetensors")}
+    rates = {float(n.split("-1024-")[1].split("-seed")[0]) for n in stored if "-1024-" in n}
+    assert rates >= set(arms.TRIALS) and arm.training.rate[0] in rates and arm.training.tokens == 2048
+    best = sorted(arms.RATES.index(r) for r in rates)
+    assert best == list(range(best[0], best[-1] + 1))
+    chosen = arms.RATES.index(arm.training.rate[0])
+    assert chosen in (0, len(arms.RATES) - 1) or best[0] < chosen < best[-1]
+    before = {n: (run_tables(run) / n).stat().st_mtime_ns for n in stored}
+    arms.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)  # a second call trains nothing
+    assert all((run_tables(run) / n).stat().st_mtime_ns == t for n, t in before.items())
+
+
+def test_rates_are_lowered_for_as_long_as_that_is_better_with_all_tokens(monkeypatch):
+    def of_rate(run, where, spec, how):
+        loss = {1e-2: 3.0, 3e-3: 2.0, 1e-3: 2.5}[how.rates(spec.offsets)[0]]
+        return arms.Arm(spec, how, Arrays({"validation": np.array([[loss]]), "kept": np.array([0])}, "x"), "x")
+
+    monkeypatch.setattr(arms, "trained_arm", of_rate)
+    assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(1e-2, 100)).training.rate == (3e-3,)
+    assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(3e-3, 100)).training.rate == 3e-3
+
+
+def test_one_rate_for_all_heads_or_the_same_for_each_is_the_same_arm(run, where):
+    spec = HeadSpec(offsets=(2, 3))
+    one, each = (arms.trained_arm(run, where, spec, Training(rate, 512)) for rate in (1e-3, (1e-3, 1e-3)))
+    assert one.name == each.name and one.arrays.fingerprint == each.arrays.fingerprint
+    assert len(list(run_tables(run).glob("03_heads*.safetensors"))) == 1
+
+
+def test_text_for_other_heads_begins_where_the_first_ended(backbone, text, where):
+    more, fresh = (
+        arms.bench(backbone, n, (6,), {"prose": text}, skip=skip).train.tokens for n, skip in ((2048, 0), (1024, 1024))
+    )
+    assert torch.equal(more[4:], fresh) and len(fresh) == 4
+
+
+def test_what_states_cost_is_measured_once(run, where):
+    first = arms.states_seconds(run, where)
+    assert first > 0 and arms.states_seconds(run, where) == first
+
+
+def run_tables(run):
+    from mtp_utils.base import paths
+
+    return paths.tables(run.profile.name)
+
+
+def test_the_floor_of_a_head_is_zero_at_full_width_and_falls_with_it():
+    generator = torch.Generator().manual_seed(0)
+    log_m = torch.randn(5, 12, generator=generator).mul(2).log_softmax(-1)
+    wide = torch.randn(12, 12, generator=generator)
+    floors = [gaps.unembedding_floor(log_m, wide[:, :d]).mean().item() for d in (1, 3, 6, 12)]
+    assert floors[-1] < 1e-4 and all(a > b for a, b in zip(floors, floors[1:], strict=False))
+    grid = torch.linspace(-8, 8, 20001)[:, None]
+    brute = [scoring.kl(row, (grid @ wide[:, :1].T).log_softmax(-1)).min().item() for row in log_m]
+    assert gaps.unembedding_floor(log_m, wide[:, :1]).tolist() == pytest.approx(brute, abs=1e-4)
+
+
+def test_cka_is_one_for_a_rotation_and_zero_for_independent_states_however_wide():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 20))
+    rotation = np.linalg.qr(rng.standard_normal((20, 20)))[0]
+    assert metrics.cka([x, 3 * x @ rotation + 5]) == pytest.approx(np.ones((2, 2)))
+    found = [metrics.cka([rng.standard_normal((60, 200)), rng.standard_normal((60, 200))])[0, 1] for _ in range(40)]
+    assert abs(np.mean(found)) < 5 * np.std(found) / 40**0.5 + 1e-3  # the biased estimator is at .77 here
+
+
+def test_an_untrained_backbone_and_noise_are_other_features(backbone):
+    other = layers.untrained(backbone)
+    assert other.fingerprint != backbone.fingerprint and other.name == "untrained/ladder/w16"
+    assert layers.untrained(backbone).fingerprint == other.fingerprint
+    tokens = torch.arange(1, 25).view(2, 12)
+    noise, real = layers.NoiseFeatures(backbone, tokens, (0, 6)), FrozenFeatures(backbone, tokens, (0, 6))
+    assert noise.fingerprint != real.fingerprint and noise.states.shape == real.states.shape
+    assert abs(np.corrcoef(noise.states[1].ravel(), real.states[1].ravel())[0, 1]) < 0.3

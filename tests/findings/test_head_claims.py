@@ -1,0 +1,117 @@
+"""C3's contrasts against data whose answer is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mtp_utils.findings import head_claims
+
+
+def scores(shift=0.0, seeds=(0, 1, 2), spread=0.0, documents=200, corpora=("code", "prose"), noise=0.3, stream=0):
+    """Rows as gaps.scored makes them: heads `shift` nats behind the marginal, more or less by seed."""
+    rng, frames = np.random.default_rng(stream), []
+    for corpus in corpora:
+        marginal = np.repeat(np.random.default_rng(7).normal(-3, 1, documents), 2)
+        for seed in seeds:
+            behind = shift + spread * (seed - 1) + noise * rng.standard_normal(2 * documents)
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "corpus": corpus,
+                        "document": np.repeat(np.arange(documents), 2),
+                        "position": np.arange(2 * documents),
+                        "offset": 2,
+                        "label_source": "data",
+                        "seed": seed,
+                        "log_prob": marginal - behind,
+                        "excess_ce": behind,
+                    }
+                )
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.2, "reproduced"), (-0.2, "not reproduced")])
+def test_c3a_is_what_the_data_say(shift, verdict):
+    effects = head_claims.c3a_effects(scores(shift))
+    assert np.allclose(effects["effect"], shift, atol=0.05)
+    assert (effects["ci_low"] < shift).all() and (effects["ci_high"] > shift).all()
+    assert head_claims.c3a(effects, "ladder/w256", "residual", (0, 1, 2)).verdict == verdict
+
+
+def test_the_spread_between_seeds_widens_the_interval_and_its_sign_counts():
+    narrow, wide = (head_claims.c3a_effects(scores(0.1, spread=s)).iloc[0] for s in (0.0, 0.3))
+    assert wide.ci_high - wide.ci_low > 3 * (narrow.ci_high - narrow.ci_low)
+    assert narrow.seeds_agree and not wide.seeds_agree
+    assert head_claims.c3a(head_claims.c3a_effects(scores(0.1, spread=0.3)), "b", "residual", (0, 1, 2)).verdict != "reproduced"
+
+
+def test_c3b_needs_the_ntp_heads_behind_every_control():
+    frozen, better, worse = scores(0.3), scores(0.1, stream=1), scores(0.4, stream=2)
+    both = head_claims.c3b_effects(frozen, {"mtp": better, "offset2": scores(0.0, seeds=(0,), stream=3)})
+    assert np.allclose(both[both.control == "mtp"]["effect"], 0.2, atol=0.05)
+    assert head_claims.c3b(both, "b", "residual", (0, 1, 2)).verdict == "reproduced"
+    one = head_claims.c3b_effects(frozen, {"mtp": better, "offset2": worse})
+    assert head_claims.c3b(one, "b", "residual", (0, 1, 2)).verdict == "not reproduced"
+
+
+def test_c3b_is_decided_by_the_control_that_is_least_certain():
+    near = scores(0.28, stream=1, noise=0.01)  # 0.02 behind this control, certainly
+    far = scores(0.25, stream=2, seeds=(0,), noise=3.0)  # 0.05 behind that one, perhaps
+    effects = head_claims.c3b_effects(scores(0.3, noise=0.01), {"near": near, "far": far})
+    assert (effects[effects.control == "near"]["p"] < 1e-4).all() and (effects[effects.control == "far"]["p"] > 0.05).all()
+    assert head_claims.c3b(effects, "b", "residual", (0, 1, 2)).verdict == "inconclusive"
+
+
+def test_interval_and_p_agree_on_zero_with_few_seeds():
+    for spread in (0.0, 0.05, 0.1, 0.2):
+        row = head_claims.seeded_effect(scores(0.15, spread=spread, corpora=("code",)), "excess_ce")
+        assert (row["ci_low"] > 0) == (row["p"] < 0.05)
+
+
+def test_other_documents_on_the_two_sides_are_refused():
+    with pytest.raises(ValueError, match="other documents"):
+        head_claims.c3b_effects(scores(0.1), {"mtp": scores(0.1, documents=150)})
+
+
+def test_the_identity_holds_on_drawn_labels_and_fails_on_shifted_ones():
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(50, 0.1), size=2000)
+    q = rng.dirichlet(np.full(50, 1.0), size=2000)
+    labels = np.array([rng.choice(50, p=row) for row in p])
+    entropy, kl = -(p * np.log(p + 1e-300)).sum(1), (p * (np.log(p + 1e-300) - np.log(q))).sum(1)
+    rows = np.arange(2000)
+    assert abs(head_claims.identity_z(np.log(q[rows, labels]), entropy, kl, rows // 2)) < 4
+    sharp = np.log(0.5 * p + 0.5 / 50)  # a head that knows p somewhat: shifted labels cost it
+    kl = (p * (np.log(p + 1e-300) - sharp)).sum(1)
+    assert abs(head_claims.identity_z(sharp[rows, labels], entropy, kl, rows // 2)) < 4
+    assert head_claims.identity_z(sharp[rows, np.roll(labels, 1)], entropy, kl, rows // 2) > 4
+
+
+def test_the_share_closed_is_that_of_the_gaps_and_is_not_said_where_there_is_no_frozen_gap():
+    found = head_claims.shares_closed(scores(0.1, stream=1), scores(0.4, stream=2))
+    assert np.allclose(found["value"], 0.75, atol=0.1)
+    assert ((found["ci_low"] < 0.75) & (0.75 < found["ci_high"])).all() and (found["ci_high"] - found["ci_low"] < 0.4).all()
+    for none in (0.0, -0.4):  # ahead of a marginal that does not know this text: no gap either
+        assert head_claims.shares_closed(scores(0.1), scores(none, stream=3)).isna().any(axis=1).all()
+    spread = head_claims.shares_closed(scores(0.1, spread=0.2, stream=1), scores(0.4, stream=2))
+    assert (spread["ci_high"] - spread["ci_low"] > 1.5 * (found["ci_high"] - found["ci_low"])).all()
+
+
+def judged_c4(frozen, joint, longer, half=0.11):
+    effects = head_claims.c4_effects(scores(frozen), scores(joint, stream=1), scores(longer, seeds=(0,), stream=2))
+    shares = head_claims.shares_closed(scores(joint, stream=1), scores(frozen))
+    doubling = head_claims.shares_closed(scores(joint, stream=1, noise=0.01), scores(half, stream=3, noise=0.01))
+    return head_claims.c4(effects, shares, doubling, "b", "block", (0, 1, 2))
+
+
+def test_c4_needs_all_three_of_its_parts():
+    assert judged_c4(0.5, 0.3, 0.4).verdict == "reproduced"
+    assert judged_c4(0.5, 0.3, 0.1).verdict == "not reproduced"  # longer training of frozen heads does better
+    assert judged_c4(0.5, -0.2, 0.4).verdict == "not reproduced"  # no gap remains
+    assert judged_c4(0.3, 0.5, 0.8).verdict == "not reproduced"  # worse at equal tokens
+
+
+def test_a_gap_that_the_last_doubling_still_closes_remains_at_this_budget_only():
+    assert "at this budget" in judged_c4(0.5, 0.3, 0.4, half=0.5).contrast
+    assert "at this budget" not in judged_c4(0.5, 0.3, 0.4, half=0.305).contrast

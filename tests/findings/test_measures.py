@@ -1,0 +1,149 @@
+"""Measuring functions: what a table must hold, and what it must not depend on."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtp_utils.backbones.load import load_backbone
+from mtp_utils.base import records
+from mtp_utils.findings import controls, measures, scoring
+from mtp_utils.marginal.future import future_log_probs, future_tokens
+from mtp_utils.marginal.packed import Packed
+from mtp_utils.marginal.rows import one_prefix
+from mtp_utils.text import blocks
+from mtp_utils.text.offsets import labels_of
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("ladder/w16", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def text(backbone):
+    return blocks.evaluation_blocks("code", "test", backbone.tokenizer, n_documents=12, positions_per_document=2, horizon=3)
+
+
+ESTIMATORS = {"1": {"exact": True}, "2": {"exact": True}, "3": {"top_k": 4, "samples": 8}}
+
+
+@pytest.fixture(scope="module")
+def arrays(backbone, text):
+    return measures.marginal_arrays(backbone, text, ESTIMATORS, measures.DRAWN)
+
+
+def labels_in(arrays, text):
+    return scoring.Labels(measures.label_table(text, {s: arrays[f"labels.{s}"] for s in measures.DRAWN}))
+
+
+@pytest.fixture(scope="module")
+def labels(arrays, text):
+    return labels_in(arrays, text)
+
+
+def marginal_in(arrays, offset):
+    return records.Arrays({n[:-2]: x for n, x in arrays.items() if n.endswith(f".{offset}")}, "")
+
+
+def test_data_labels_are_the_documents_own_tokens(labels, text):
+    for k in (1, 2, 3):
+        rows = labels.table[(labels.table.offset == k) & (labels.table.label_source == "data")]
+        assert rows["label"].tolist() == labels_of(text.tokens, text.scored, k).tolist()
+
+
+def test_greedy_and_sampled_labels_continue_the_data_prefix(labels, text, backbone):
+    row, t = (x[0] for x in text.scored.nonzero(as_tuple=True))
+    ids = text.tokens[row : row + 1, : t + 1]
+    first = labels.table[(labels.table.document == text.documents[row]) & (labels.table.position == int(t))]
+    for k in (1, 2, 3):
+        here = first[(first.offset == k) & (first.label_source == "greedy")]["label"].item()
+        assert here == backbone.model(ids).logits[0, -1].argmax().item()
+        ids = torch.cat([ids, torch.tensor([[here]])], 1)
+    drawn = labels.table[labels.table.label_source == "sampled"]["label"]
+    assert drawn.nunique() > labels.table[labels.table.label_source == "greedy"]["label"].nunique()
+
+
+def test_labels_are_drawn_once_and_for_all(labels, text, backbone, monkeypatch):
+    monkeypatch.setattr(scoring, "BATCH", 5)
+    again = measures.marginal_arrays(backbone, text, {}, measures.DRAWN)
+    assert labels_in(again, text).table.equals(labels.table)
+
+
+def test_a_shared_prefix_pass_changes_nothing_and_is_made_once(arrays, backbone, text, monkeypatch):
+    made = []
+    real = Packed.__init__
+
+    def counted(self, *arguments):
+        made.append(1)
+        real(self, *arguments)
+
+    monkeypatch.setattr(Packed, "__init__", counted)
+    rows = slice(0, scoring.BATCH)
+    call = {"attention_mask": text.mask[rows], "positions": text.scored[rows]}
+    alone = [
+        future_log_probs(backbone.model, text.tokens[rows], k, **e, **call).log_probs
+        for k, e in ((2, {"exact": True}), (3, {"top_k": 4}))
+    ]
+    assert len(made) == 2
+    with one_prefix():
+        shared = [
+            future_log_probs(backbone.model, text.tokens[rows], k, **e, **call).log_probs
+            for k, e in ((2, {"exact": True}), (3, {"top_k": 4}))
+        ]
+        tokens = future_tokens(backbone.model, text.tokens[rows], 3, **call)
+        assert len(made) == 3
+        fewer = text.scored[rows] & (torch.arange(text.tokens.shape[1]) < 100)
+        future_log_probs(backbone.model, text.tokens[rows], 2, top_k=2, attention_mask=text.mask[rows], positions=fewer)
+        assert len(made) == 4  # other positions, another prefix pass
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    assert (tokens[text.scored[rows]].numpy() == arrays["labels.greedy"][: int(text.scored[rows].sum())]).all()
+
+
+def test_scores_do_not_depend_on_batch_size_or_threads(backbone, text, labels, monkeypatch):
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for batch, threads in ((8, 1), (3, 2)):
+            monkeypatch.setattr(scoring, "BATCH", batch)
+            torch.set_num_threads(threads)
+            runs.append(measures.marginal_arrays(backbone, text, ESTIMATORS, ()))
+    finally:
+        torch.set_num_threads(before)
+    for offset, estimator in ((2, ESTIMATORS["2"]), (3, ESTIMATORS["3"])):
+        tables = [measures.marginal_table(marginal_in(a, offset), labels, backbone.name, offset, estimator) for a in runs]
+        assert tables[0][["document", "position", "label_source"]].equals(tables[1][["document", "position", "label_source"]])
+        assert np.abs(tables[0]["log_prob"] - tables[1]["log_prob"]).max() < 1e-4
+
+
+def test_the_exact_marginal_equals_a_loop_over_the_token_between(backbone, text, labels, arrays):
+    table = measures.marginal_table(marginal_in(arrays, 2), labels, backbone.name, 2, {"exact": True})
+    row, t = (x[0] for x in text.scored.nonzero(as_tuple=True))
+    ids = text.tokens[row : row + 1, : t + 1]
+    p = backbone.model(ids).logits[0, -1].double().softmax(-1)
+    after = torch.cat([backbone.model(torch.cat([ids.expand(len(v), -1), v[:, None]], 1)).logits[:, -1]
+                       for v in torch.arange(len(p)).split(256)]).double().softmax(-1)  # fmt: skip
+    m2 = p @ after
+    here = table[(table.document == text.documents[row]) & (table.position == int(t)) & (table.label_source == "data")]
+    assert here["log_prob"].item() == pytest.approx(m2[text.tokens[row, t + 2]].log().item(), abs=1e-4)
+    assert here["entropy"].item() == pytest.approx(torch.special.entr(m2).sum().item(), abs=1e-4)
+    lost = torch.special.entr(m2).sum() - p @ torch.special.entr(after).sum(-1)
+    assert here["mutual_information"].item() == pytest.approx(lost.item(), abs=1e-3)
+
+
+def test_truncation_table_keeps_the_bounds_and_reaches_the_exact_sum(backbone, text):
+    table = measures.truncation_table(backbone, text, [{"top_k": 8}, {"top_k": 1024}, {"mass": 0.9}, {"samples": 16}])
+    assert table["outside_bounds"].fillna(0).sum() == 0
+    whole = table[(table.estimator == "top_k=1024") & (table.scored == "S")]
+    assert whole["total_variation"].max() < 1e-5 and (whole["same_argmax"] == 1).all()
+    assert (table[table.estimator == "mass=0.9"]["captured_mass"] >= 0.9 - 1e-6).all()
+
+
+def test_predictions_know_nothing_of_another_documents_labels(arrays, text, labels):
+    found = controls.negative_control_table(marginal_in(arrays, 2), text, labels, "b", draws=50)
+    error = found["rate"].std() / np.sqrt(len(found))
+    assert abs(found["rate"].mean() - found["expected"].iloc[0]) < 5 * error + 1e-9
+
+
+def test_greedy_path_is_scored_on_the_other_sources_only(labels):
+    found = controls.greedy_path_table(labels, "b")
+    assert set(found["label_source"]) == {"data", "sampled"} and found["top1"].isin([0.0, 1.0]).all()

@@ -1,0 +1,179 @@
+"""Offsets, scores, counts and intervals against definitions written out."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from mtp_utils.findings import claims, metrics, ngrams, scoring
+from mtp_utils.text.offsets import labels_at, labels_of, predictions_at
+
+
+def test_position_t_is_paired_with_token_t_plus_k():
+    ids = torch.arange(10).repeat(2, 1)
+    for k in (1, 2, 4):
+        assert torch.equal(labels_at(ids, k) - predictions_at(ids, k), torch.full((2, 10 - k), k))
+    wanted = torch.zeros(2, 10, dtype=torch.bool)
+    wanted[0, 3] = wanted[1, 7] = True
+    assert labels_of(ids, wanted, 2).tolist() == [5, 9]
+
+
+@pytest.mark.parametrize("offset", [0, 10])
+def test_an_offset_outside_the_sequence_is_refused(offset):
+    with pytest.raises(ValueError, match=f"offset={offset}"):
+        labels_at(torch.zeros(1, 10), offset)
+
+
+def test_hits_count_ranks_and_ties_as_argmax_does():
+    log_probs = torch.log_softmax(torch.tensor([[3.0, 2, 1, 0, -1, -2], [1, 1, 0, 0, 0, 0]]), -1)
+    found = scoring.scores(log_probs, torch.tensor([5, 1]))
+    assert found["top1"].tolist() == [0, 0] and found["top5"].tolist() == [0, 1]
+    assert np.allclose(found["log_prob"], [log_probs[0, 5], log_probs[1, 1]])
+    assert scoring.scores(log_probs, log_probs.argmax(1))["top1"].tolist() == [1, 1]
+
+
+def test_kl_and_entropy_are_the_sums_they_stand_for():
+    p, q = torch.tensor([[0.5, 0.25, 0.25, 0.0]]).double(), torch.tensor([[0.25, 0.25, 0.25, 0.25]]).double()
+    assert scoring.entropy(p.log()).item() == pytest.approx(1.5 * np.log(2))
+    assert scoring.kl(p.log(), q.log()).item() == pytest.approx(2 * np.log(2) - 1.5 * np.log(2))
+    assert scoring.kl(q.log(), p.log()).item() == float("inf")
+
+
+def test_interval_covers_the_mean_at_its_stated_rate():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(120):
+        values = rng.exponential(size=60)
+        _, low, high = metrics.mean_interval(values, np.arange(60))
+        covered += low <= 1 <= high
+    assert 104 <= covered <= 120  # 95 % of 120 is 114; fewer than 104 has probability below 1e-3 for a 93 % interval
+
+
+def test_intervals_are_scipys_bca_but_for_the_draws():
+    rng = np.random.default_rng(1)
+    means = np.stack([rng.exponential(size=80), rng.normal(size=80), (rng.random(80) < 0.1).astype(float), np.ones(80)], 1)
+    centre, low, high = metrics.intervals(means)
+    for i in range(3):
+        theirs = stats.bootstrap((means[:, i],), np.mean, n_resamples=20000, rng=0).confidence_interval
+        slack = 0.08 * (theirs.high - theirs.low) + (i == 2) / 80  # the third takes steps of 1/80
+        assert abs(low[i] - theirs.low) <= slack and abs(high[i] - theirs.high) <= slack
+    assert centre[3] == low[3] == high[3] == 1
+
+
+def test_documents_not_positions_are_resampled():
+    one = np.repeat([0.0, 1.0, 0.0, 1.0], 50)  # 200 positions, but four documents
+    _, low, high = metrics.mean_interval(one, np.repeat(np.arange(4), 50))
+    assert high - low > 0.4
+
+
+def test_pairing_refuses_other_positions():
+    first = pd.DataFrame({"document": ["a", "b"], "position": [1, 2], "top1": [1.0, 0.0]})
+    with pytest.raises(ValueError, match="same positions"):
+        metrics.paired(first, first.assign(position=[1, 3]), "top1")
+    assert metrics.paired(first.assign(top1=[1.0, 1.0]), first, "top1")["effect"] == 0.5
+
+
+def test_holm_is_the_textbook_example():
+    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_auroc_is_the_share_of_ordered_pairs():
+    score, correct = np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True])
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[correct] for b in score[~correct]]
+    assert metrics.auroc(score, correct) == pytest.approx(np.mean(pairs))
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_ngrams_equal_loops_over_the_text(offset):
+    rng = np.random.default_rng(offset)
+    vocab, end = 5, 0
+    stream = rng.integers(0, vocab, 400).astype(np.uint16)
+    contexts = np.array([[1, 2], [3, 3], [2, 4]])
+    found = ngrams.ngram_probs(stream, end, contexts, offset, vocab)
+
+    def mixed(counts, shorter):
+        d = max((counts > 0).sum(), counts.sum() == 0)
+        return (counts + d * shorter) / (counts.sum() + d)
+
+    for row, (a, b) in enumerate(contexts):
+        tables = np.zeros((3, vocab))
+        for t in range(1, len(stream) - offset):
+            if (stream[t : t + offset + 1] == end).any():  # an `end` after t - 1: another document
+                continue
+            w = stream[t + offset]
+            tables[0, w] += 1
+            tables[1, w] += stream[t] == b
+            tables[2, w] += stream[t] == b and stream[t - 1] == a
+        p = np.full(vocab, 1 / vocab)
+        for predictor, counts in zip(ngrams.PREDICTORS, tables, strict=True):
+            p = mixed(counts, p)
+            assert np.allclose(found[predictor][row], p, atol=1e-12)
+            assert found[predictor][row].sum() == pytest.approx(1)
+
+
+def fake_scores(gain: float, n: int = 200, seed: int = 0, own: float = 0.3) -> pd.DataFrame:
+    """Scores of a backbone that is `gain` better than the controls at offset 2, and `own` at offset 1."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for corpus in ("code", "prose"):
+        for offset, difference in ((1, own), (2, gain)):
+            for predictor in ("marginal", *ngrams.PREDICTORS):
+                better = difference if predictor == "marginal" else 0.0
+                about = {"backbone": "b", "corpus": corpus, "position": 40, "offset": offset, "label_source": "data"}
+                frames.append(
+                    pd.DataFrame(
+                        {"document": [f"d{i}" for i in range(n)], "top1": (rng.random(n) < 0.3 + better).astype(float)}
+                    ).assign(**about, predictor=predictor, log_prob=rng.normal(-3 + 5 * better, 1, n))
+                )
+    return pd.concat(frames, ignore_index=True)
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "reproduced"), (-0.3, "not reproduced")])
+def test_c1_says_what_the_table_holds(gain, verdict):
+    assert claims.c1(claims.c1_effects(fake_scores(gain), "b"), "b").verdict == verdict
+
+
+def test_c1_claims_nothing_of_equal_predictors():
+    verdicts = [claims.c1(claims.c1_effects(fake_scores(0.0, seed=s), "b"), "b").verdict for s in range(10)]
+    assert verdicts.count("reproduced") == 0
+
+
+def test_c1_is_not_judged_on_a_backbone_that_loses_at_its_own_task():
+    verdict = claims.c1(claims.c1_effects(fake_scores(-0.2, own=-0.2), "b"), "b")
+    assert verdict.verdict == "inconclusive" and "loses to the trigram on code, prose" in verdict.text
+
+
+def test_one_metric_that_is_worse_stops_c1():
+    scores = fake_scores(0.3)
+    worse = (scores.predictor == "marginal") & (scores.offset == 2) & (scores.corpus == "code")
+    scores.loc[worse, "log_prob"] -= 5
+    assert claims.c1(claims.c1_effects(scores, "b"), "b").verdict == "partly"
+
+
+def test_slope_interval_holds_the_spread_of_training_runs():
+    sizes = {f"r{i}": 1000 * 4**i for i in range(5)}
+    runs = {r: (r, 0) for r in sizes} | {f"{r}-s{s}": (r, s) for r in list(sizes)[:3] for s in (1, 2)}
+
+    def table(run_sd, slope=-0.2):
+        rng = np.random.default_rng(1)
+        frames = []
+        for name, (rung, _) in runs.items():
+            level = 4 + slope * int(rung[1]) + rng.normal(0, run_sd)
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "backbone": name,
+                        "corpus": "code",
+                        "document": [f"d{i}" for i in range(50)],
+                        "log_prob": -level - np.random.default_rng(2).normal(0, 0.3, 50),
+                    }
+                )
+            )
+        return claims.slopes(pd.concat(frames), sizes, runs)
+
+    calm, noisy = table(0.001), table(0.3)
+    assert calm["slope"].item() == pytest.approx(-0.2, abs=0.005)
+    assert noisy["ci_high"].item() - noisy["ci_low"].item() > 5 * (calm["ci_high"].item() - calm["ci_low"].item())
+    assert claims.c2_size(calm, (0, 1, 2)).verdict == "reproduced"
+    assert claims.c2_size(table(0.001, slope=0.1), (0, 1, 2)).verdict == "not reproduced"

@@ -1,0 +1,157 @@
+"""The user's own backbones and text in place of the embedded ones."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from mtp_utils.backbones.load import load_backbone
+from mtp_utils.base import paths, profiles
+from mtp_utils.findings import stored
+from mtp_utils.reproduce import parse
+from mtp_utils.reproduce.__main__ import main
+from mtp_utils.text import blocks, corpora
+from mtp_utils.text import own as own_text
+
+SHAPE = {"vocab_size": 1024, "bos_token_id": 0, "eos_token_id": 0}
+MODELS = {
+    "gpt2 ä": lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=512, **SHAPE)),
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, **SHAPE)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Directories of models with the ladder's tokenizer, and a text."""
+    folder, tokenizer = tmp_path_factory.mktemp("my models"), load_backbone("ladder/w16", device="cpu").tokenizer
+    for name, make in MODELS.items():
+        torch.manual_seed(0)
+        make().save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    lines = [f"Line {i} of a text, and {i * i} is its square, which is {'even' if i % 2 == 0 else 'odd'}.\n" for i in range(6000)]
+    (folder / "my text.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def own(monkeypatch, backbones=None, text=None):
+    monkeypatch.setenv(profiles.OWN, json.dumps({"backbones": backbones or {}, "text": text and str(text)}))
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    yield
+    os.environ.pop(profiles.OWN, None)  # main leaves it for its kernels
+
+
+def test_names_on_the_command_line_become_a_profile_of_their_own(folder, monkeypatch):
+    args = parse(["smoke", "--backbone", str(folder / "llama"), "some/hub-name", "--text", str(folder / "my text.txt")])
+    assert args.backbone == {"own/llama": str(folder / "llama"), "some/hub-name": "some/hub-name"}
+    profile = profiles.with_own(profiles.PROFILES["default"], args.backbone, args.text)
+    assert profile.backbones == ("own/llama", "some/hub-name") and profile.corpora == ("text",) and profile.judges
+    assert not profile.twins and not profile.extra_seeds and profile.name.startswith("default+hub-name-")
+    assert paths.build(profile.name) != paths.build("default")
+    with pytest.raises(ValueError, match="--backbone or --text, and they are not given"):
+        profiles.get_profile(profile.name)
+    own(monkeypatch, args.backbone, args.text)
+    assert profiles.get_profile(profile.name) == profile
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["check", "--backbone", "x"], "check takes no flags"),
+        (["smoke", "--text", "no such file"], "--text no such file is no file"),
+        (["smoke", "--backbone"], "expected at least one argument"),
+        (["smoke", "--backbone", "a", "a"], "two are called a"),
+    ],
+)
+def test_wrong_words_are_one_line_and_exit_2(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(words)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_backbones_that_cannot_be_measured_together_are_refused_before_any_work(folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MTP_BUILD", str(tmp_path / "build"))
+    short = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=128, **SHAPE))
+    short.save_pretrained(tmp_path / "short")
+    load_backbone("ladder/w16").tokenizer.save_pretrained(tmp_path / "short")
+    (tmp_path / "little.txt").write_text("A few words.")
+    for words, message in (
+        (["--backbone", str(tmp_path / "short")], "own/short reads 128 tokens; 260 are needed"),
+        (["--backbone", str(tmp_path)], "the directory must hold config.json"),
+        (["--backbone", "no/such-model"], "hub name needs the network"),
+        (["--text", str(tmp_path / "little.txt")], "at least 10 are needed"),
+    ):
+        os.environ.pop(profiles.OWN, None)
+        assert main(["smoke", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_backbone_of_ones_own_loads_by_its_short_name(folder, monkeypatch):
+    own(monkeypatch, {"own/gpt2 ä": str(folder / "gpt2 ä")})
+    b = load_backbone("own/gpt2 ä", device="cpu")
+    assert b.name == "own/gpt2 ä" and b.model.config.model_type == "gpt2"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"one",
+        "ä € 🎉 ".encode() * 3000,
+        b"\xff\xfe broken \x80 bytes\n" * 500,
+        b"nul \x00 inside\n\n" * 500,
+        b"x" * 1_000_000,
+        b"word " * 200_000,
+        b"a line\r\nanother\r\n\r\n" * 300,
+    ],
+    ids=["empty", "one token", "emoji", "no UTF-8", "NULs", "1 MB without a space", "1 MB without a newline", "CRLF"],
+)
+def test_any_bytes_are_documents_or_an_error_that_says_why(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MTP_BUILD", str(tmp_path))
+    path = tmp_path / "text"
+    path.write_bytes(data)
+    own(monkeypatch, text=path)
+    pieces, _ = own_text.pieces()
+    whole = data.decode("utf-8", "replace").replace("\r\n", "\n")
+    assert all(len(p) <= 2 * own_text.PIECE and p in whole for p in pieces) and len(set(pieces)) == len(pieces)
+    parts = [[d.text for d in corpora.documents("text", s)] for s in own_text.SPLITS]
+    assert sorted(t for part in parts for t in part) == sorted(pieces)  # every piece in one split
+    tokenizer = load_backbone("ladder/w16", device="cpu").tokenizer
+    try:
+        found = blocks.evaluation_blocks("text", "test", tokenizer, n_documents=200, positions_per_document=1, horizon=4)
+    except ValueError as error:
+        assert "documents long enough; at least 10 are needed" in str(error)
+    else:
+        assert len(found.documents) >= 10 and found.scored.sum() == len(found.documents)
+
+
+def test_a_large_vocabulary_is_not_summed_over_whole(monkeypatch):
+    b = load_backbone("ladder/w16", device="cpu")
+    assert stored.estimators_of(b)[2] == {"exact": True}
+    monkeypatch.setattr(stored, "LARGEST_EXACT", 1000)
+    assert stored.estimators_of(b)[2] == stored.BEYOND
+
+
+def test_a_notebook_runs_on_them_and_says_what_it_left_out(folder, tmp_path):
+    command = [sys.executable, "-m", "mtp_utils.reproduce", "smoke", "--only", "02"]
+    command += ["--backbone", str(folder / "gpt2 ä"), str(folder / "llama"), "--text", str(folder / "my text.txt")]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=paths.ROOT,
+        env=os.environ | {"MTP_BUILD": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "02 left out dose-response" in done.stdout and "02 left out verdict C2 (size)" in done.stdout
+    (made,) = tmp_path.glob("smoke+llama-*/figures")
+    table = (made / "02_size.csv").read_text(encoding="utf-8")
+    assert "own/gpt2 ä" in table and "text" in table and str(folder) not in table
