@@ -49,6 +49,11 @@ def measure(stem: str, name: str, rows: int = 20) -> str:
     return f"run.measure({stem!r}, toy, name={name!r}, rows={rows})"
 
 
+def copy_package(to: Path) -> None:
+    """The package without its models, in a folder of its own."""
+    shutil.copytree(ROOT / "mtp_utils", to / "mtp_utils", ignore=lambda *_: ("ladder", "__pycache__"))
+
+
 class Runner:
     """The runner on the notebooks in `folder`, its results in `folder / "build"`.
 
@@ -56,7 +61,7 @@ class Runner:
     """
 
     def __init__(self, folder: Path):
-        shutil.copytree(ROOT / "mtp_utils", folder / "code" / "mtp_utils", ignore=lambda *_: ("ladder", "__pycache__"))
+        copy_package(folder / "code")
         self.folder = folder
         self.smoke = folder / "build" / "smoke"
         self.environment = os.environ | {

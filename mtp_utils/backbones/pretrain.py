@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from ..base import paths
 from ..base.files import file_digest, read_json, write_json
 from ..text import corpora, freezing
-from ..text.blocks import CONTEXT, END
+from ..text.blocks import CONTEXT
+from ..text.tokens import END
 from .loop import BATCH, train
 from .specs import SPECS, VOCABULARY, Spec, build
 

@@ -13,8 +13,9 @@ LONGEST = 256  # tokens of a text of the user's
 
 
 def text_of(table: pd.DataFrame, corpus: str, backbone: str) -> dict:
-    """One text as the page wants it: ids of its tokens (from the first that anything was said of), and what was said of them:
-    at, offset, predictor, candidates, their probabilities, captured mass and certified (null but for the marginal)."""
+    """One text as the page wants it: ids of its tokens (from the first that anything was said of), `cut` (token -> the
+    characters it is a part of, which part, of how many) and what was said of them: at, offset, predictor, candidates, their
+    probabilities, captured mass and certified (null but for the marginal)."""
     spoken, said = table.drop_duplicates("at").sort_values("at"), []
     first = int(spoken["at"].iloc[0])
     for (at, offset, predictor), part in table.sort_values("rank").groupby(["at", "offset", "predictor"], sort=False):
@@ -24,7 +25,9 @@ def text_of(table: pd.DataFrame, corpus: str, backbone: str) -> dict:
         said.append([int(at) - first, int(offset), predictor, part["candidate"].tolist(), p, *bounds])
     names = {str(i): json.loads(t) for i, t in zip(table["candidate"], table["candidate_text"], strict=True)}
     names |= {str(i): json.loads(t) for i, t in zip(spoken["token"], spoken["token_text"], strict=True)}
-    return {"corpus": corpus, "backbone": backbone, "ids": spoken["token"].tolist(), "names": names, "said": said}
+    pieces = spoken[spoken["parts"] > 1]
+    cut = {int(row.at) - first: [json.loads(row.whole_text), int(row.part), int(row.parts)] for row in pieces.itertuples()}
+    return {"corpus": corpus, "backbone": backbone, "ids": spoken["token"].tolist(), "names": names, "cut": cut, "said": said}
 
 
 def page(texts: list[dict], note: str = "") -> str:
@@ -57,7 +60,7 @@ def explore_page(backbone, text: str, heads: tuple = ()) -> str:
     from ..findings import said  # with it torch, which a page made of tables does without
     from ..heads.heads import Heads
     from ..marginal.rows import require
-    from ..text.blocks import end_of
+    from ..text.tokens import end_of
 
     heads = (heads,) if isinstance(heads, Heads) else tuple(heads)
     offsets = [k for one in heads for k in one.spec.offsets]

@@ -141,20 +141,22 @@ def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Fi
 
 
 def against_ntp(table: pd.DataFrame, title: str) -> Figure:
-    """Cross-entropy at offset 2 against what the next token lost, a panel a corpus, a marker an arm.
+    """Cross-entropy at offset 2 against what the next token lost, a panel a corpus, a marker an arm: frozen, joint and next token
+    alone by their colour, filled for the largest budget.
 
-    table: corpus, arm, offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high (above the base model's)."""
+    table: corpus, arm (its kind, a comma, its budget, and what else), offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high
+    (above the base model's)."""
     corpora, arms = list(dict.fromkeys(table["corpus"])), list(dict.fromkeys(table["arm"]))
-    figure, axes = new_axes(len(corpora), width=3.8, height=4.4)
-    colours = sns.color_palette("colorblind", 10)
+    figure, axes = new_axes(len(corpora), width=3.8, height=3.8)
     for ax, corpus in zip(axes, corpora, strict=True):
         for i, arm in enumerate(arms):
             row = table[(table.corpus == corpus) & (table.arm == arm)].iloc[0]
             bars = {
                 f"{a}err": [[row[n] - row[f"{n}_low"]], [row[f"{n}_high"] - row[n]]] for a, n in (("x", "ntp"), ("y", "offset2"))
             }
-            look = {"color": colours[i % 10], "marker": MARKERS[i % len(MARKERS)], "linestyle": "none", "elinewidth": 0.6}
-            ax.errorbar(row["ntp"], row["offset2"], **bars, **look, label=arm)
+            colour = STYLE[kind][0] if (kind := arm.split(",")[0]) in STYLE else STYLE["ntp"][0]
+            look = {"color": colour, "marker": MARKERS[i], "markersize": 8, "linestyle": "none", "elinewidth": 0.8}
+            ax.errorbar(row["ntp"], row["offset2"], **bars, **look, label=arm, markerfacecolor="white" if "1x" in arm else colour)
         ax.set_xscale("symlog", linthresh=0.03)
         ticks = (-0.03, 0, 0.03, 0.3, 3)
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])

@@ -27,7 +27,8 @@ def predicted_tokens(table: pd.DataFrame, title: str) -> Figure:
         )
     after = table.drop_duplicates("position").sort_values("position")["after"]
     ax.set_xticklabels([f"{t!r}"[1:-1] for t in after], rotation=0, fontsize=8)
-    ax.set(xlabel="position t: the token just read", ylabel="offset k", title=title)
+    ax.set(xlabel="position t: the token just read", ylabel="offset k")
+    titled(figure, title)
     return figure
 
 
@@ -139,8 +140,9 @@ def offset_two_against_one(summary: pd.DataFrame, title: str) -> Figure:
         ax.scatter(extra[1], extra[2], facecolors="none", edgecolors=colour, marker=marker, s=45)
     top = max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.plot([0, top], [0, top], color="grey", linewidth=0.8)
-    ax.set(xlabel="top-1 accuracy at offset 1 (NTP)", ylabel="top-1 accuracy at offset 2 (marginal)", title=title)
+    ax.set(xlabel="top-1 accuracy at offset 1 (NTP)", ylabel="top-1 accuracy at offset 2 (marginal)")
     ax.legend(fontsize=8)
+    titled(figure, title)
     return figure
 
 
@@ -215,7 +217,8 @@ def auroc(table: pd.DataFrame, threshold: float, title: str) -> Figure:
         )
     ax.axvline(0.5, color="black", linewidth=0.8, label="chance")
     ax.axvline(threshold, color="grey", linestyle=":", label="threshold of the claim")
-    ax.set(xlabel="AUROC for a right arg-max at offset 2", yticks=range(len(names)), yticklabels=names, title=title)
+    ax.set(xlabel="AUROC for a right arg-max at offset 2", yticks=range(len(names)), yticklabels=names)
     ax.invert_yaxis()
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    titled(figure, title)
     return figure

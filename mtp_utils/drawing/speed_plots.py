@@ -78,7 +78,7 @@ def against_acceptance(table: pd.DataFrame, columns: dict[str, str], title: str)
     return figure
 
 
-def scorecard(verdicts: pd.DataFrame, thresholds: dict[str, float]) -> Figure:
+def scorecard(verdicts: pd.DataFrame, thresholds: dict[str, float], title: str) -> Figure:
     """Each claim's effect with its interval, in its own unit, and the line it has to lie right of. verdicts: claim, effect,
     ci_low, ci_high, verdict."""
     figure, _ = new_axes(1, width=7.6, height=0.85 * len(verdicts) + 0.6)
@@ -95,5 +95,5 @@ def scorecard(verdicts: pd.DataFrame, thresholds: dict[str, float]) -> Figure:
         ax.set(xlim=(low - 0.12 * (high - low), high + 0.12 * (high - low)), yticks=[0], yticklabels=[row["claim"]], ylim=(-1, 1))
         ax.tick_params(axis="x", labelsize=8)
         ax.text(1.01, 0.5, row["verdict"], transform=ax.transAxes, va="center", fontsize=10, color=colour)
-    figure.suptitle("Every claim's contrast with its 95 % interval; the line is what it has to exceed", fontsize=11)
+    titled(figure, title)
     return figure

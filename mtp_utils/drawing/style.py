@@ -70,8 +70,9 @@ def new_axes(n: int, width: float = 3.4, height: float = 3.2, **options):
 
 
 def titled(figure: Figure, title: str) -> None:
-    """The figure's title, in as many lines as its width asks for."""
-    figure.suptitle(textwrap.fill(title, int(11 * figure.get_figwidth())), fontsize=12)
+    """The figure's title, each of its lines in as many as the figure's width asks for."""
+    lines = [textwrap.fill(line, int(11 * figure.get_figwidth())) for line in title.split("\n")]
+    figure.suptitle("\n".join(lines), fontsize=12)
 
 
 def errors(rows: pd.DataFrame, column: str = "value") -> np.ndarray:

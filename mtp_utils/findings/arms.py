@@ -19,6 +19,7 @@ from ..text import blocks as blocks_module
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
+FEATURES = {"last": "last layer", "mix": "layer mix", "concat": "all layers"}  # in words
 VALIDATION_SHARE = 21  # one validation block for so many training blocks, at least one and at most eight of each corpus
 
 
@@ -45,10 +46,24 @@ class Arm:
             "seed": t.seed,
         }
 
+    @property
+    def kind(self) -> str:
+        """What kind of heads in words: `block, last layer`."""
+        return kind_of(self.spec.kind, self.spec.features)
+
+    def rate(self, offset: int) -> float:
+        """The peak learning rate of its head at an offset."""
+        return self.training.rates(self.spec.offsets)[self.spec.offsets.index(offset)]
+
     def loss(self, offset: int) -> float:
         """Its cross-entropy at an offset on validation, nats a token."""
         i, values = self.spec.offsets.index(offset), self.arrays.values
         return float(values["validation"][values["kept"][i], i])
+
+
+def kind_of(head: str, features: str | int) -> str:
+    """A kind of heads in words; a single layer by its name stands for the one that is best on validation."""
+    return f"{head}, {FEATURES.get(features, 'best single layer')}"
 
 
 @dataclass(frozen=True)
@@ -68,20 +83,32 @@ class Bench:
 
     def on(self, tokens: int, horizon: int = 4) -> "Bench":
         """The same with another amount of training text, or labels drawn up to another offset."""
-        text = _heads_text(self.backbone, tokens)
-        validation = FrozenFeatures(self.backbone, self.validation.tokens, self.train.layers, horizon)
-        return Bench(FrozenFeatures(self.backbone, text, self.train.layers, horizon), validation, self.test)
+        text, layers = _heads_text(self.backbone, tokens), self.train.layers
+        train, validation = (FrozenFeatures(self.backbone, t, layers, horizon) for t in (text, self.validation.tokens))
+        return Bench(train, validation, self.test)
 
 
-def bench(backbone, tokens: int, layers: tuple[int, ...], test: dict, horizon: int = 4, skip: int = 0) -> Bench:
-    """States of `layers` on `tokens` tokens of the heads split (without its first `skip`), on a few validation blocks, and on
-    `test` (corpus -> evaluation blocks). Each is computed when first asked for, and only if something is not stored yet."""
-    text = _heads_text(backbone, skip + tokens)[-(-skip // blocks_module.CONTEXT) :]
+def bench_of(run, backbone, test: dict, *, tokens: int | None = None, layers=None, horizon: int = 4, skip: int = 0) -> Bench:
+    """States of `layers` (all, if None) on `tokens` tokens of the heads split (the profile's head_tokens, if None; without its
+    first `skip`), on a few validation blocks, and on `test` (corpus -> evaluation blocks). Each is computed when first asked
+    for, and only if something is not stored yet."""
+    layers = depth_of(backbone) if layers is None else layers
+    text = _heads_text(backbone, skip + (tokens or run.profile.head_tokens))[-(-skip // blocks_module.CONTEXT) :]
     corpora = len(blocks_module.corpora.names())
     n = min(max(corpora, len(text) // VALIDATION_SHARE), 8 * corpora)
     texts = text, _blocks_of("validation", backbone, n)
     found = [FrozenFeatures(backbone, t, layers, horizon) for t in texts]
     return Bench(*found, {c: (part, FrozenFeatures(backbone, part.tokens, layers)) for c, part in test.items()})
+
+
+def depth_of(backbone) -> tuple[int, ...]:
+    """The numbers of a backbone's hidden_states: 0 the embeddings, the last one after the final norm."""
+    return tuple(range(backbone.model.config.get_text_config().num_hidden_layers + 1))
+
+
+def layers_of(backbone, spec: HeadSpec) -> tuple[int, ...]:
+    """The layers that heads of a spec read."""
+    return Heads(backbone, spec).layers
 
 
 def _heads_text(backbone, tokens: int) -> torch.Tensor:
@@ -92,32 +119,32 @@ def _blocks_of(split: str, backbone, n: int) -> torch.Tensor:
     return torch.from_numpy(blocks_module.training_blocks(split, backbone.tokenizer, n, 0).astype(np.int64))
 
 
-def trained_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
+def trained_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
     """One arm, from the stored arrays if they exist."""
     rates = how.rates(spec.offsets)
     how = replace(how, rate=rates)
     name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
     written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
-    name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{where.train.fingerprint[:8]}"
+    name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{bench.train.fingerprint[:8]}"
     arrays = run.measure_arrays(
-        f"03_heads_{where.backbone.name.replace('/', '-')}_{name}",
+        f"03_heads_{bench.backbone.name.replace('/', '-')}_{name}",
         training.trained_heads,
-        features=where.train,
-        validation=where.validation,
+        features=bench.train,
+        validation=bench.validation,
         spec=spec,
         training=how,
     )
     return Arm(spec, how, arrays, name)
 
 
-def tuned_arm(run, where: Bench, spec: HeadSpec, how: Training, trial_tokens: int) -> Arm:
-    """The arm with each offset's head trained at the rate that was best for it on validation after `trial_tokens`; how.rate
-    is not used. Every head gets the same trials, and further ones while some head's best is at an edge."""
-    losses, wanted = {}, list(TRIALS)
+def tuned_arm(run, bench: Bench, spec: HeadSpec, labels: str = "data") -> Arm:
+    """The arm trained on the profile's head_tokens, each offset's head at the rate that was best for it on validation after
+    trial_tokens. Every head gets the same trials, and further ones while some head's best is at an edge."""
+    how, losses, wanted = Training(0.0, run.profile.head_tokens, labels), {}, list(TRIALS)
     while wanted:
         rate = wanted.pop(0)
         try:
-            trial = trained_arm(run, where, spec, replace(how, rate=rate, tokens=trial_tokens, seed=0, checks=1))
+            trial = trained_arm(run, bench, spec, replace(how, rate=rate, tokens=run.profile.trial_tokens, checks=1))
             losses[rate] = trial.arrays.values["validation"][-1]
         except FloatingPointError:  # a rate at which it diverges is no candidate
             losses[rate] = np.full(len(spec.offsets), np.inf)
@@ -126,16 +153,21 @@ def tuned_arm(run, where: Bench, spec: HeadSpec, how: Training, trial_tokens: in
             best = [tried[i] for i in np.argmin([losses[rate] for rate in tried], axis=0)]
             near = {RATES.index(rate) + step for rate in best for step in (-1, 1)}
             wanted = [RATES[i] for i in sorted(near) if 0 <= i < len(RATES) and RATES[i] not in losses]
-    return trained_arm(run, where, spec, replace(how, rate=tuple(best)))
+    return trained_arm(run, bench, spec, replace(how, rate=tuple(best)))
 
 
-def settled_arm(run, where: Bench, spec: HeadSpec, how: Training) -> Arm:
+def best_at(offset: int, arms: list[Arm]) -> Arm:
+    """Of several arms the one with the lowest cross-entropy at that offset on validation."""
+    return min((arm for arm in arms if offset in arm.spec.offsets), key=lambda arm: arm.loss(offset))
+
+
+def settled_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
     """The arm at its rates, or at ones a step lower for as long as those are better on validation with all its tokens: what
     is best for few of them tends to be too high for many."""
-    best = trained_arm(run, where, spec, how)
+    best = trained_arm(run, bench, spec, how)
     while True:
         at = [max(0, RATES.index(rate) - 1) for rate in best.training.rates(spec.offsets)]
-        lower = trained_arm(run, where, spec, replace(how, rate=tuple(RATES[i] for i in at)))
+        lower = trained_arm(run, bench, spec, replace(how, rate=tuple(RATES[i] for i in at)))
         if _mean_loss(lower) >= _mean_loss(best):
             return best
         best = lower
@@ -145,9 +177,9 @@ def _mean_loss(arm: Arm) -> float:
     return float(np.mean([arm.loss(k) for k in arm.spec.offsets]))
 
 
-def states_seconds(run, where: Bench) -> float:
+def states_seconds(run, bench: Bench) -> float:
     """What making the training states of a bench took; they are made if that is not known."""
-    made, name = where.train, where.backbone.name.replace("/", "-")
+    made, name = bench.train, bench.backbone.name.replace("/", "-")
     stem = f"03_states_{name}_{made.tokens.numel()}_{''.join(map(str, made.layers))}_{made.fingerprint[:8]}"
     return run.measure_arrays(stem, _made, features=made, layers=made.layers).seconds
 
@@ -156,13 +188,13 @@ def _made(features: FrozenFeatures, layers: tuple[int, ...]) -> dict[str, np.nda
     return {"bytes": np.array(features.states.nbytes)}
 
 
-def untrained_arm(run, where: Bench, spec: HeadSpec) -> Arm:
+def untrained_arm(run, bench: Bench, spec: HeadSpec) -> Arm:
     """Heads as they start. `linear` on one layer with the shared unembedding is the logit lens of that layer."""
     name = f"{spec.kind}-{spec.features}-start-{''.join(map(str, spec.offsets))}"
     arrays = run.measure_arrays(
-        f"03_heads_{where.backbone.name.replace('/', '-')}_{name}",
+        f"03_heads_{bench.backbone.name.replace('/', '-')}_{name}",
         initial_heads,
-        backbone=where.backbone,
+        backbone=bench.backbone,
         spec=spec,
     )
     return Arm(spec, Training(0.0, 0), arrays, name)

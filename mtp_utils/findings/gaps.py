@@ -18,23 +18,23 @@ from .stored import stem_of
 SCORES = ("log_prob", "top1", "top5")
 
 
-def scored(run, where: Bench, arms: list[Arm], base=None) -> pd.DataFrame:
+def scored(run, bench: Bench, arms: list[Arm], base=None) -> pd.DataFrame:
     """Scores of arms on every test corpus beside the marginal of `base` (the base model; the arms' own backbone if None).
 
     Columns of measures.py, and those of the arm; kl_to_marginal KL(m_k || head) in nats; marginal_log_prob, marginal_top1,
     marginal_top5 of the same position and label; excess_ce, the marginal's log_prob minus the head's, nats; entropy_m2 of
     the marginal at that offset; estimator of the marginal.
     """
-    base, frames = base or where.backbone, []
+    base, frames = base or bench.backbone, []
     offsets = sorted({k for arm in arms for k in arm.spec.offsets})
-    for blocks, states in where.test.values():
+    for blocks, states in bench.test.values():
         labels = stored.labels(run, base, blocks)
         marginals = {k: stored.marginal(run, base, blocks, k) for k in offsets}
         table = dict(list(stored.marginal_scores(run, base, blocks, tuple(offsets)).groupby("offset")))
         for arm in arms:
-            stem = f"03_gaps_{stem_of(where.backbone, blocks)}_{arm.name}"
+            stem = f"03_gaps_{stem_of(bench.backbone, blocks)}_{arm.name}"
             found = run.measure_arrays(
-                stem if base is where.backbone else f"{stem}_{base.name.replace('/', '-')}",
+                stem if base is bench.backbone else f"{stem}_{base.name.replace('/', '-')}",
                 gap_arrays,
                 features=states,
                 blocks=blocks,
@@ -43,7 +43,7 @@ def scored(run, where: Bench, arms: list[Arm], base=None) -> pd.DataFrame:
                 heads=arm.arrays,
                 spec=arm.spec,
             )
-            names = {"backbone": where.backbone.name, "predictor": "head", **arm.columns}
+            names = {"backbone": bench.backbone.name, "predictor": "head", **arm.columns}
             frames += [_beside(table[k], found.values, k).assign(**names) for k in arm.spec.offsets]
     return pd.concat(frames, ignore_index=True)
 

@@ -1,16 +1,14 @@
 """C3: heads on a frozen backbone fall short of the marginal (a), because the layers specialise for the next token (b).
 C4: training heads and backbone together helps, and a gap to the base model's marginal remains.
 
-The contrasts are fixed here, before any run. Reads the frames of gaps.scored only.
+The contrasts stand in claims.py. Reads the frames of gaps.scored only.
 """
 
 import numpy as np
 import pandas as pd
 
 from . import metrics
-from .claims import LABELS, OFFSET, Verdict, decide, verdict_on
-
-DOUBLING = 0.10  # C4: a last doubling of the tokens that closes more of the gap than this leaves it open whether one remains
+from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, verdict_on
 
 
 def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None = None) -> dict:
@@ -65,7 +63,7 @@ def c3a(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) 
         f"marginal's [nats], worst corpus ({row.corpus})",
         row,
         seeds,
-        decide(effects, 0.0, bool(effects["seeds_agree"].all())),
+        decide(effects, CONTRASTS["C3a"].threshold, bool(effects["seeds_agree"].all())),
         _each(effects),
     )
 
@@ -95,7 +93,7 @@ def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) 
         f"({row.corpus}, {row.control})",
         row,
         seeds,
-        decide(worst, 0.0, bool(effects["seeds_agree"].all())),
+        decide(worst, CONTRASTS["C3b"].threshold, bool(effects["seeds_agree"].all())),
         _each(worst) + " One pre-training run of each backbone: the spread between those is not in the interval.",
     )
 
@@ -164,7 +162,7 @@ def c4(effects: pd.DataFrame, shares: pd.DataFrame, doubling: pd.DataFrame, back
         f"worst corpus ({row.corpus}: {row.part})",
         row,
         seeds,
-        decide(worst, 0.0, bool(effects["seeds_agree"].all())),
+        decide(worst, CONTRASTS["C4"].threshold, bool(effects["seeds_agree"].all())),
         text + ".",
     )
 

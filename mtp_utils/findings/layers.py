@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 from ..backbones.load import Backbone
 from ..heads.features import FrozenFeatures, state_array
 from ..heads.spec import HeadSpec
-from ..heads.training import Training
 from . import arms, metrics
 
 
@@ -24,22 +23,6 @@ def lens(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
 def probe(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
     """A trained read-out of a layer: its own norm, a linear map, its own copy of the unembedding, for each offset."""
     return HeadSpec("linear", layer, unembedding="copied", offsets=offsets)
-
-
-def depth_of(backbone: Backbone) -> tuple[int, ...]:
-    """The numbers of a backbone's hidden_states: 0 the embeddings, the last one after the final norm."""
-    return tuple(range(backbone.model.config.get_text_config().num_hidden_layers + 1))
-
-
-def probe_arms(run, where: arms.Bench, layers: tuple[int, ...], offsets: tuple[int, ...], tokens: int, trial_tokens: int):
-    """A trained probe for each layer, at the rates that are best for the last one, an offset each."""
-    tuned = arms.tuned_arm(run, where, probe(where.train.layers[-1], offsets), Training(0.0, tokens), trial_tokens)
-    return [arms.trained_arm(run, where, probe(layer, offsets), tuned.training) for layer in layers]
-
-
-def best_layer(probes: list[arms.Arm], offset: int) -> int:
-    """The layer whose probe has the lowest cross-entropy at that offset on validation."""
-    return min(probes, key=lambda arm: arm.loss(offset)).spec.features
 
 
 def untrained(backbone: Backbone) -> Backbone:
@@ -68,13 +51,13 @@ class NoiseFeatures(FrozenFeatures):
         return found
 
 
-def on_noise(where: arms.Bench, layer: int) -> arms.Bench:
+def on_noise(bench: arms.Bench, layer: int) -> arms.Bench:
     """The same bench with noise in place of the states of one layer."""
 
     def noise(f: FrozenFeatures) -> NoiseFeatures:
         return NoiseFeatures(f.backbone, f.tokens, (layer,), f.horizon)
 
-    return arms.Bench(noise(where.train), noise(where.validation), {c: (part, noise(f)) for c, (part, f) in where.test.items()})
+    return arms.Bench(noise(bench.train), noise(bench.validation), {c: (part, noise(f)) for c, (part, f) in bench.test.items()})
 
 
 def similarity_table(features: FrozenFeatures, blocks, n: int = 1500) -> pd.DataFrame:

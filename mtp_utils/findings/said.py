@@ -9,7 +9,8 @@ from ..backbones.load import Backbone
 from ..heads.heads import Heads
 from ..heads.training import heads_from
 from ..marginal.future import future_log_probs
-from ..text.blocks import texts_of
+from ..text.tokens import characters_of, texts_of
+from . import stored
 
 TOP = 5  # candidates shown
 ASKED = {2: {"top_k": 64}, 3: {"top_k": 16}, 4: {"top_k": 6}}  # enumerated, so that there are bounds
@@ -63,9 +64,27 @@ def explored_table(backbone: Backbone, blocks, row: int, arms: tuple = ()) -> pd
 
 
 def with_text(table: pd.DataFrame, ids: list[int], tokenizer) -> pd.DataFrame:
-    """The table with `token` (id of the one spoken of), and the text of both as JSON, whose quotes keep every character."""
-    token = [ids[at] for at in table["at"]]
+    """The table with `token` (id of the one spoken of), the text of both as JSON, whose quotes keep every character, and the
+    characters that the one spoken of stands in: `whole_text`, of which it is the part number `part` of `parts`
+    (text.tokens.characters_of)."""
+    token, where = [ids[at] for at in table["at"]], characters_of(ids, tokenizer)
     known = sorted({*token, *table["candidate"].tolist()})
     text = {i: json.dumps(t) for i, t in zip(known, texts_of(known, tokenizer), strict=True)}
     texts = {"token_text": [text[i] for i in token], "candidate_text": [text[i] for i in table["candidate"]]}
-    return table.assign(token=token, **texts)
+    whole, part, parts = zip(*(where[at] for at in table["at"]), strict=True)
+    return table.assign(token=token, **texts, whole_text=[json.dumps(t) for t in whole], part=part, parts=parts)
+
+
+def arg_max_table(backbone: Backbone, ids: torch.Tensor, positions: range, horizon: int) -> pd.DataFrame:
+    """The most likely token of the marginal at every offset up to the horizon, at those positions of one text (1, T) whose
+    token at that offset is there: offset, position, after (the token just read), token, prob, right."""
+    decode, rows = backbone.tokenizer.decode, []
+    for k in range(1, horizon + 1):
+        wanted = torch.zeros_like(ids, dtype=torch.bool)
+        wanted[0, positions.start : min(positions.stop, ids.shape[1] - k)] = True
+        found = future_log_probs(backbone.model, ids, k, positions=wanted, **stored.estimators_of(backbone)[k])
+        for t in wanted[0].nonzero()[:, 0].tolist():
+            prob, token = found.log_probs[0, t].max(-1)
+            right = int(token) == int(ids[0, t + k])
+            rows.append((k, t, decode(int(ids[0, t])), decode(int(token)), float(prob.exp()), right))
+    return pd.DataFrame(rows, columns=["offset", "position", "after", "token", "prob", "right"])

@@ -18,7 +18,7 @@ from ..decoding.decode import draft_and_verify
 from ..decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
 from ..decoding.verify import check_attention
 from ..heads.training import heads_from
-from ..text.blocks import end_of
+from ..text.tokens import end_of
 
 ROWS, BYTES = 100, 2**32  # prompts decoded side by side where no time is taken, and what their cache may hold
 DEPTH = 3  # tokens drafted after the certain one, where a drafter may draft any number

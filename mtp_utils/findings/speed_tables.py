@@ -37,11 +37,16 @@ def ratio_interval(x: np.ndarray, n: np.ndarray) -> tuple[float, float, float]:
     return float(x.sum() / n.sum()), float(low), float(high)
 
 
+def ways_of(seconds: Arrays) -> list[str]:
+    """The ways of decoding whose seconds were stored."""
+    return [name.removesuffix(".seconds") for name in seconds.values if name.endswith(".seconds")]
+
+
 def speed_table(seconds: Arrays, backbone: str, corpus: str, new_tokens: int) -> pd.DataFrame:
     """One row a way and prompt: passes_a_token of the base model, the prompt's among them; speed as a ratio to `greedy` and to
     `generate greedy` (with a KV cache, same prompt); same (as `generate greedy`)."""
     values, rows = seconds.values, []
-    for way in [name.removesuffix(".seconds") for name in values if name.endswith(".seconds")]:
+    for way in ways_of(seconds):
         ratios = {f"{kind.replace(' ', '_')}_ratio": values[f"{kind}.seconds"] for kind in ("greedy", "generate greedy")}
         columns = {name: base / values[f"{way}.seconds"] for name, base in ratios.items()}
         columns |= {"passes_a_token": values[f"{way}.passes"] / new_tokens, "same": values[f"{way}.same"]}

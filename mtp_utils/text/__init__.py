@@ -8,7 +8,7 @@ from mtp_utils import hand_on
 __getattr__, __dir__, __all__ = hand_on(
     __name__,
     blocks=("Blocks", "evaluation_blocks", "evaluation_text", "training_blocks"),
-    corpora=("CORPORA", "SPLITS"),
-    documents=("Document",),
+    corpora=("CORPORA",),
+    documents=("SPLITS", "Document"),
     offsets=("labels_at", "labels_of", "predictions_at"),
 )

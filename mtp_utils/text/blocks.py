@@ -14,12 +14,11 @@ from ..base.files import sha256
 from ..base.records import read_arrays, write_arrays
 from . import corpora, hub, own, packages
 from .documents import SPLITS
+from .tokens import encode, end_of, token_classes
 
 CONTEXT = 256
 MIN_CONTEXT = 32  # tokens before and including a scored position
-END = "<|endoftext|>"
 LEAST = 10  # documents of the user's text, below which nothing is measured
-CLASSES = ("inside a word", "word start", "white space", "punctuation")
 
 
 @dataclass(frozen=True)
@@ -42,22 +41,6 @@ class Blocks:
     scored: torch.Tensor
     classes: torch.Tensor
     fingerprint: str
-
-
-def encode(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens."""
-    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-
-
-def end_of(tokenizer) -> int:
-    """The id that stands before every document: END, or the tokenizer's own end or begin of text."""
-    known = tokenizer.convert_tokens_to_ids(END)
-    if known is not None and known != getattr(tokenizer, "unk_token_id", None):
-        return known
-    own = [i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None]
-    if not own:
-        raise ValueError(f"{type(tokenizer).__name__} has no token for the end of a text: set its eos_token")
-    return own[0]
 
 
 def stream(corpus: str, split: str, tokenizer) -> np.ndarray:
@@ -209,25 +192,3 @@ def _pack(chosen: list, tokenizer) -> dict[str, np.ndarray]:
     names = {"documents": [d.id for d in texts], "clusters": [d.cluster for d in texts], "rates": [d.rate for d in texts]}
     packed = np.frombuffer(json.dumps(names).encode(), np.uint8)
     return {"tokens": tokens, "mask": mask, "scored": scored, "classes": classes, "names": packed}
-
-
-def token_classes(ids: list[int], tokenizer) -> list[int]:
-    """Index into CLASSES of each token, from its text and the one before it."""
-    found, before = [], " "
-    for text in texts_of(ids, tokenizer):
-        if not text.strip():
-            kind = 2
-        elif text.strip()[0].isalnum() or text.strip()[0] == "_" or not text.isascii():
-            kind = 0 if not text[0].isspace() and (before.isalnum() or before == "_") else 1
-        else:
-            kind = 3
-        found.append(kind)
-        before = text[-1:]
-    return found
-
-
-def texts_of(ids: list[int], tokenizer) -> list[str]:
-    """The text of each token as it stands in a text: alone, one of some tokenizers loses the space it begins with."""
-    anchor = encode(tokenizer, ["a"])[0][-1]
-    begin = len(tokenizer.decode([anchor]))
-    return [whole[begin:] for whole in tokenizer.batch_decode([[anchor, i] for i in ids])]

@@ -80,7 +80,7 @@ def launch(runner: Runner, *words: str) -> subprocess.CompletedProcess:
     )
 
 
-SAY = "from mtp_utils import ranks\nassert ranks.gather(ranks.number()) == [0, 1]"
+SAY = "from mtp_utils.base import ranks\nassert ranks.gather(ranks.number()) == [0, 1]"
 
 
 def test_the_runner_runs_every_notebook_in_both_and_one_of_them_writes_and_speaks(tmp_path):

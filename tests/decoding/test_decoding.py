@@ -9,10 +9,9 @@ import torch
 from scipy import stats
 from tiny_models import VOCAB, perturbed, tiny_backbone, tiny_model
 
-from mtp_utils.decoding import decode as decoding
 from mtp_utils.decoding.decode import draft_and_verify, greedy_decode
 from mtp_utils.decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
-from mtp_utils.decoding.rates import acceptance, mean_acceptance_length
+from mtp_utils.decoding.rates import acceptance, mean_acceptance_length, speed_up
 from mtp_utils.decoding.verify import tree_of
 from mtp_utils.heads.heads import Heads
 from mtp_utils.heads.spec import HeadSpec
@@ -284,4 +283,4 @@ def test_what_cannot_be_decoded_is_refused_by_name():
 def test_an_empty_table_of_passes_has_its_columns():
     done = draft_and_verify(tiny_model("gpt_neox"), None, torch.tensor([1, 2]), 2)
     assert isinstance(done.passes, pd.DataFrame) and "offset" in done.passes and done.n_passes == 1
-    assert decoding.speed_up(2.0, 1.5, 0.5, 1.0) == 1.0
+    assert speed_up(2.0, 1.5, 0.5, 1.0) == 1.0

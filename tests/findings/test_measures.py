@@ -6,7 +6,7 @@ import torch
 
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base import records
-from mtp_utils.findings import controls, measures, scoring
+from mtp_utils.findings import controls, measures, scoring, stored
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
 from mtp_utils.marginal.rows import one_prefix
@@ -29,11 +29,11 @@ ESTIMATORS = {"1": {"exact": True}, "2": {"exact": True}, "3": {"top_k": 4, "sam
 
 @pytest.fixture(scope="module")
 def arrays(backbone, text):
-    return measures.marginal_arrays(backbone, text, ESTIMATORS, measures.DRAWN)
+    return measures.marginal_arrays(backbone, text, ESTIMATORS, stored.DRAWN)
 
 
 def labels_in(arrays, text):
-    return scoring.Labels(measures.label_table(text, {s: arrays[f"labels.{s}"] for s in measures.DRAWN}))
+    return scoring.Labels(measures.label_table(text, {s: arrays[f"labels.{s}"] for s in stored.DRAWN}))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_greedy_and_sampled_labels_continue_the_data_prefix(labels, text, backbo
 
 def test_labels_are_drawn_once_and_for_all(labels, text, backbone, monkeypatch):
     monkeypatch.setattr(scoring, "BATCH", 5)
-    again = measures.marginal_arrays(backbone, text, {}, measures.DRAWN)
+    again = measures.marginal_arrays(backbone, text, {}, stored.DRAWN)
     assert labels_in(again, text).table.equals(labels.table)
 
 

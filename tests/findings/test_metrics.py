@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mtp_utils.findings import claims, metrics, ngrams, scoring
+from mtp_utils.findings import marginal_claims, metrics, ngrams, scoring
 from mtp_utils.text.offsets import labels_at, labels_of, predictions_at
 
 
@@ -131,16 +131,16 @@ def fake_scores(gain: float, n: int = 200, seed: int = 0, own: float = 0.3) -> p
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.3, "reproduced"), (-0.3, "not reproduced")])
 def test_c1_says_what_the_table_holds(gain, verdict):
-    assert claims.c1(claims.c1_effects(fake_scores(gain), "b"), "b").verdict == verdict
+    assert marginal_claims.c1(marginal_claims.c1_effects(fake_scores(gain), "b"), "b").verdict == verdict
 
 
 def test_c1_claims_nothing_of_equal_predictors():
-    verdicts = [claims.c1(claims.c1_effects(fake_scores(0.0, seed=s), "b"), "b").verdict for s in range(10)]
+    verdicts = [marginal_claims.c1(marginal_claims.c1_effects(fake_scores(0.0, seed=s), "b"), "b").verdict for s in range(10)]
     assert verdicts.count("reproduced") == 0
 
 
 def test_c1_is_not_judged_on_a_backbone_that_loses_at_its_own_task():
-    verdict = claims.c1(claims.c1_effects(fake_scores(-0.2, own=-0.2), "b"), "b")
+    verdict = marginal_claims.c1(marginal_claims.c1_effects(fake_scores(-0.2, own=-0.2), "b"), "b")
     assert verdict.verdict == "inconclusive" and "loses to the trigram on code, prose" in verdict.text
 
 
@@ -148,7 +148,7 @@ def test_one_metric_that_is_worse_stops_c1():
     scores = fake_scores(0.3)
     worse = (scores.predictor == "marginal") & (scores.offset == 2) & (scores.corpus == "code")
     scores.loc[worse, "log_prob"] -= 5
-    assert claims.c1(claims.c1_effects(scores, "b"), "b").verdict == "partly"
+    assert marginal_claims.c1(marginal_claims.c1_effects(scores, "b"), "b").verdict == "partly"
 
 
 def test_slope_interval_holds_the_spread_of_training_runs():
@@ -170,10 +170,10 @@ def test_slope_interval_holds_the_spread_of_training_runs():
                     }
                 )
             )
-        return claims.slopes(pd.concat(frames), sizes, runs)
+        return marginal_claims.slopes(pd.concat(frames), sizes, runs)
 
     calm, noisy = table(0.001), table(0.3)
     assert calm["slope"].item() == pytest.approx(-0.2, abs=0.005)
     assert noisy["ci_high"].item() - noisy["ci_low"].item() > 5 * (calm["ci_high"].item() - calm["ci_low"].item())
-    assert claims.c2_size(calm, (0, 1, 2)).verdict == "reproduced"
-    assert claims.c2_size(table(0.001, slope=0.1), (0, 1, 2)).verdict == "not reproduced"
+    assert marginal_claims.c2_size(calm, (0, 1, 2)).verdict == "reproduced"
+    assert marginal_claims.c2_size(table(0.001, slope=0.1), (0, 1, 2)).verdict == "not reproduced"

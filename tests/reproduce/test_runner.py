@@ -10,7 +10,7 @@ import sys
 
 import pandas as pd
 import pytest
-from toy_run import ROOT, Runner, measure, wait_for, write_notebook
+from toy_run import ROOT, Runner, copy_package, measure, wait_for, write_notebook
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_notebook_without_the_profile_parameter_is_refused(runner, tmp_path):
 
 
 def test_a_long_measurement_shows_a_bar_with_the_time_left_on_the_terminal(runner, tmp_path):
-    loop = "from mtp_utils.runtime import progress\nfor _ in progress(range(3), 'measuring'):\n    time.sleep(0.6)"
+    loop = "from mtp_utils.base.runtime import progress\nfor _ in progress(range(3), 'measuring'):\n    time.sleep(0.6)"
     write_notebook(tmp_path, "01_toy", loop)
     terminal, side = os.openpty()
     process = runner.start(stdout=side, stderr=side)
@@ -214,9 +214,8 @@ def test_a_long_measurement_shows_a_bar_with_the_time_left_on_the_terminal(runne
 def test_an_unknown_word_is_one_line_and_installs_nothing(words, names, tmp_path):
     """In a copy without an environment, in a folder with a space, from elsewhere."""
     copy = tmp_path / "a copy"
-    (copy / "mtp_utils").mkdir(parents=True)
-    modules = [f"mtp_utils/{path.name}" for path in (ROOT / "mtp_utils").glob("*.py")]
-    for name in ("reproduce.sh", "environment.yml", *modules):
+    copy_package(copy)
+    for name in ("reproduce.sh", "environment.yml"):
         shutil.copy(ROOT / name, copy / name)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MTP_", "CONDA"))}
     done = subprocess.run([copy / "reproduce.sh", *words], cwd="/", env=environment, capture_output=True, text=True)

@@ -9,7 +9,7 @@ import tomllib
 from importlib.metadata import requires, version
 
 import pytest
-from toy_run import ROOT
+from toy_run import ROOT, copy_package
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DIRECT = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
@@ -77,7 +77,7 @@ def test_every_direct_dependency_has_its_reason_in_contributing():
 
 def test_the_package_ships_the_ladder_and_the_licence():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert data == {"mtp_utils": ["*.json", "*.html", "ladder/**"]}
+    assert data == {"mtp_utils": ["**/*.json", "**/*.html", "backbones/ladder/**"]}
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
     assert "arXiv:2502.09419" in (ROOT / "CITATION.cff").read_text()
 
@@ -86,10 +86,9 @@ def test_the_package_ships_the_ladder_and_the_licence():
 def fresh(tmp_path):
     """A copy of the repository without an environment, in a folder with a space, and a stub of python3."""
     copy = tmp_path / "a copy"
-    (copy / "mtp_utils").mkdir(parents=True)
+    copy_package(copy)
     (copy / "notebooks").mkdir()
-    names = ("reproduce.sh", "environment.yml", "pyproject.toml", "constraints.txt")
-    for name in (*names, *(f"mtp_utils/{path.name}" for path in (ROOT / "mtp_utils").glob("*.py"))):
+    for name in ("reproduce.sh", "environment.yml", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, copy / name)
     stub = tmp_path / "bin" / "python3"
     stub.parent.mkdir()

@@ -8,7 +8,7 @@ import torch
 
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.findings import controls, scoring
-from mtp_utils.text import blocks, corpora, packages
+from mtp_utils.text import blocks, corpora, freezing, packages, tokens
 from mtp_utils.text.offsets import labels_of
 
 
@@ -69,15 +69,15 @@ def test_a_file_is_in_one_split_and_no_evaluation_text_overlaps_training_beyond_
     assert not (
         splits["heads"] & splits["test"] or splits["validation"] & splits["test"] or splits["heads"] & splits["validation"]
     )
-    known = set().union(*(corpora._grams(d.text) for d in corpora.documents("prose", "heads")))
+    known = set().union(*(freezing._grams(d.text) for d in corpora.documents("prose", "heads")))
     for d in corpora.documents("prose", "test"):
-        grams = corpora._grams(d.text)
+        grams = freezing._grams(d.text)
         assert len(grams & known) <= corpora.MAX_OVERLAP * max(1, len(grams)), d.id
 
 
 def test_the_frozen_evaluation_files_are_those_installed():
     for corpus in corpora.CORPORA:
-        assert corpora.differences(corpus, "test") == []
+        assert freezing.differences(corpus, "test") == []
 
 
 def test_unknown_names_say_what_exists():
@@ -144,7 +144,7 @@ def test_text_is_read_once_and_a_damaged_copy_is_not_trusted(tokenizer, tmp_path
 
 def test_token_classes(tokenizer):
     ids = tokenizer("def value_of(x):\n    return x", add_special_tokens=False)["input_ids"]
-    found = {tokenizer.decode([i]): blocks.CLASSES[c] for i, c in zip(ids, blocks.token_classes(ids, tokenizer), strict=True)}
+    found = {tokenizer.decode([i]): tokens.CLASSES[c] for i, c in zip(ids, tokens.token_classes(ids, tokenizer), strict=True)}
     assert found["def"] == "word start" and found["("] == "punctuation"
     assert {c for t, c in found.items() if not t.strip()} == {"white space"}
 

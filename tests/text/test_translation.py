@@ -311,7 +311,7 @@ def test_lexicon_is_large_and_its_english_unambiguous():
 
 def test_fingerprint_covers_every_module_of_the_grammar():
     here = Path(translation.__file__).parent
-    imported = {f"{name}.py" for name in ("translation", "grammar", "english", "german", "lexicon")} | {"lexicon.json"}
+    imported = {f"{name}.py" for name in ("translation", "derivation", "english", "german", "lexicon")} | {"lexicon.json"}
     assert set(translation.SOURCES) == imported
     assert all((here / name).exists() for name in translation.SOURCES)
     assert len(translation.fingerprint()) == 64

@@ -21,7 +21,7 @@ from .german import german as german_of
 
 MAX_SITES = 8
 HELD_OUT = 0.04  # of the combinations
-SOURCES = ("translation.py", "grammar.py", "lexicon.py", "lexicon.json", "english.py", "german.py")
+SOURCES = ("translation.py", "derivation.py", "lexicon.py", "lexicon.json", "english.py", "german.py")
 
 
 @dataclass(frozen=True)

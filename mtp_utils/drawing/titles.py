@@ -1,0 +1,255 @@
+"""The title of each figure: what it shows, with its numbers, read from the table that is drawn. One function a figure.
+
+A second line says what was measured. Numbers are those of the largest backbone in the table; corpora come in the table's order.
+"""
+
+import pandas as pd
+
+CONTROLS = ("unigram", "skip_bigram", "skip_trigram")
+
+
+def number(x: float) -> str:
+    """Two decimals without a leading zero; a dash where there is none."""
+    return "-" if x != x else f"{x:.2f}".replace("0.", ".", 1) if abs(x) < 1 else f"{x:.2f}"
+
+
+def count(n: float) -> str:
+    """20k, 4.8M."""
+    return f"{n / 1e6:.1f}M".replace(".0M", "M") if n >= 1e6 else f"{n / 1e3:.0f}k"
+
+
+def each(table: pd.DataFrame, of, column: str = "corpus") -> str:
+    """`translation <of its rows>, code <...>, ...`"""
+    return ", ".join(f"{name} {of(part)}" for name, part in table.groupby(column, sort=False))
+
+
+def value(rows: pd.DataFrame, column: str = "value", **where) -> float:
+    """The one number of the rows with these values; nan where there is none."""
+    for name, wanted in where.items():
+        rows = rows[rows[name] == wanted]
+    return float(rows[column].iloc[0]) if len(rows) else float("nan")
+
+
+def ends(rows: pd.DataFrame, by: str, column: str = "value") -> str:
+    """`<value at the least of a column> to <value at the largest>`."""
+    rows = rows.sort_values(by)
+    return f"{number(rows[column].iloc[0])} to {number(rows[column].iloc[-1])}"
+
+
+def offsets(table: pd.DataFrame, backbone: str) -> str:
+    """00: how many of the tokens the arg-max had right, at the first offset and at the last."""
+    right = table.groupby("offset")["right"].agg(["sum", "size"])
+    parts = [f"{int(hits)} of {n} at offset {k}" for k, (hits, n) in right.iloc[[0, -1]].iterrows()]
+    return f"On one German sentence the arg-max is right for {' and '.join(parts)}\n{backbone}, the marginal by offset"
+
+
+def ladder(summary: pd.DataFrame) -> str:
+    """00: next-token loss of the smallest and the largest backbone."""
+    rows = summary[summary.seed == 0]
+    sizes = f"From {count(rows.n_params.min())} to {count(rows.n_params.max())} parameters the next token costs"
+    return f"{sizes}: {each(rows, lambda part: ends(part, 'n_params'))} nats\nheld-out loss, all tokens"
+
+
+def against_counting(summary: pd.DataFrame, metric: str, backbone: str) -> str:
+    """01: the marginal two tokens ahead beside the best of the counting controls."""
+    rows = summary[(summary.offset == 2) & (summary.metric == metric)]
+    best = max if metric == "top1" else min
+    unit = "" if metric == "top1" else " nats"
+
+    def of(part: pd.DataFrame) -> str:
+        counting = best(value(part, predictor=name) for name in CONTROLS)
+        return f"{number(value(part, predictor='marginal'))} where counting reaches {number(counting)}"
+
+    return f"Two tokens ahead{unit}: {each(rows, of)}\n{backbone}, the documents' own tokens"
+
+
+def label_sources(summary: pd.DataFrame, backbone: str) -> str:
+    """01: accuracy two tokens ahead by whose tokens are asked."""
+    rows = summary[(summary.offset == 2) & (summary.metric == "top1")]
+    names = list(dict.fromkeys(rows["label_source"]))
+    found = each(rows, lambda part: " / ".join(number(value(part, label_source=name)) for name in names))
+    return f"Right two tokens ahead on {' / '.join(names)} tokens: {found}\n{backbone}, the marginal"
+
+
+def truncation(summary: pd.DataFrame, backbone: str) -> str:
+    """01: what 64 candidates (or as many as there are) hold and certify."""
+    k = summary["k"][summary["k"] <= 64].max()
+    rows = summary[summary.k == k]
+    held = each(rows, lambda part: f"{number(value(part, metric='captured_mass'))} / {number(value(part, metric='certified'))}")
+    return f"{k} candidates hold / certify the arg-max of: {held}\n{backbone}, offset 2, against the exact sum"
+
+
+def estimators(summary: pd.DataFrame, backbone: str) -> str:
+    """01: the largest bias of the cross-entropy over corpora, truncated, sampled and both."""
+    rows, found = summary[summary.metric == "cross_entropy_bias"], []
+    for name in ("top_k=64, S/M", "samples=64", "top_k=64 samples=64"):
+        biases = rows[rows.estimator == name]["value"]
+        found += [f"{name} {number(biases.abs().max())}"] if len(biases) else []
+    return f"The cross-entropy is off by at most: {'; '.join(found)} nats\n{backbone}, offset 2, against the exact sum"
+
+
+def size(summary: pd.DataFrame) -> str:
+    """02: cross-entropy at offset 2 of the smallest and the largest backbone."""
+    rows = summary[(summary.offset == 2) & (summary.metric == "cross_entropy") & (summary.seed == 0)]
+    sizes = f"From {count(rows.n_params.min())} to {count(rows.n_params.max())} parameters the token after next costs"
+    return f"{sizes}: {each(rows, lambda part: ends(part, 'n_params'))} nats\nthe marginal, and the next token beside it"
+
+
+def offset_two_against_one(summary: pd.DataFrame) -> str:
+    """02: accuracy of the largest backbone one and two tokens ahead."""
+    rows = summary[(summary.metric == "top1") & (summary.n_params == summary.n_params.max())]
+    found = each(rows, lambda part: f"{number(value(part, offset=1))} and {number(value(part, offset=2))}")
+    return f"Right one and two tokens ahead: {found}\nlargest backbone; the others beside it"
+
+
+def token_class(summary: pd.DataFrame) -> str:
+    """02: accuracy two tokens ahead inside a word and at its start, largest backbone."""
+    rows = summary[(summary.metric == "top1") & (summary.backbone == summary["backbone"].iloc[-1])]
+    found = each(rows, lambda p: " and ".join(number(value(p, **{"class": name})) for name in ("inside a word", "word start")))
+    return f"Right two tokens ahead inside a word and at a word's start: {found}\n{rows['backbone'].iloc[0]}, the marginal"
+
+
+def context(summary: pd.DataFrame) -> str:
+    """02: cross-entropy two tokens ahead with the shortest and the longest contexts, largest backbone."""
+    rows = summary[(summary.metric == "cross_entropy") & (summary.backbone == summary["backbone"].iloc[-1])]
+    bins = list(dict.fromkeys(rows["context"]))
+    found = each(rows, lambda part: " and ".join(number(value(part, context=name)) for name in (bins[0], bins[-1])))
+    said = f"Two tokens ahead with {bins[0]} tokens of context and with {bins[-1]}: {found} nats"
+    return f"{said}\n{rows['backbone'].iloc[0]}, the marginal"
+
+
+def dose_response(summary: pd.DataFrame) -> str:
+    """02: what free choice adds to the true marginal and to the largest backbone's."""
+    rows = summary[summary.metric == "cross_entropy"]
+    last = [name for name in dict.fromkeys(rows["backbone"]) if name != "grammar"][-1]
+    true, ours = (ends(rows[rows.backbone == name], "rate") for name in ("grammar", last))
+    rates = f"{rows['rate'].min():.0%} to {rows['rate'].max():.0%}"
+    return f"From {rates} free choice the true m2 costs {true} nats, {last}'s {ours}\ntranslation, offset 2"
+
+
+def criteria(table: pd.DataFrame, backbone: str) -> str:
+    """02: AUROC of a low entropy of the marginal."""
+    found = each(table[table.criterion == "low H(m2)"], lambda part: number(part["effect"].iloc[0]))
+    return f"A low H(m2) tells right from wrong with an AUROC of: {found}\n{backbone}, offset 2, the documents' own tokens"
+
+
+def layers(summary: pd.DataFrame, backbone: str) -> str:
+    """03: the layers that are read best one and two tokens ahead."""
+    rows = summary[(summary.readout == "probe") & (summary.metric == "cross_entropy")]
+
+    def of(part: pd.DataFrame) -> str:
+        best = [part[part.offset == k].sort_values("value")["layer"].iloc[0] for k in (1, 2)]
+        return f"{best[0]} and {best[1]}"
+
+    return f"Layer read best one and two tokens ahead: {each(rows, of)}\n{backbone}: by a probe (solid) and by the lens (dotted)"
+
+
+def twins(summary: pd.DataFrame) -> str:
+    """03: offset 2 read from each kind of backbone's best layer."""
+    rows = summary[summary.metric == "cross_entropy"]
+    kinds = list(dict.fromkeys(rows["kind"]))
+    found = each(rows, lambda part: " / ".join(number(part[part.kind == kind]["value"].min()) for kind in kinds))
+    return f"Two tokens ahead from the best layer, {' / '.join(kinds)}: {found} nats\nby a probe on each layer"
+
+
+def similarity(table: pd.DataFrame) -> str:
+    """03: how alike the embeddings and the last layer are."""
+    ends_of = table[(table.layer == 0) & (table.other == table["other"].max())]
+    found = each(ends_of, lambda part: number(part["cka"].iloc[0]), "backbone")
+    return f"Embeddings and last layer are alike by: {found}\nlinear CKA of the layers, {table['corpus'].iloc[0]}"
+
+
+def mix_weights(table: pd.DataFrame) -> str:
+    """03: the weight that the mix leaves on the last layer at offset 2."""
+    rows = table[(table.offset == 2) & (table.layer == table["layer"].max())]
+    found = each(rows, lambda part: number(part["weight"].iloc[0]), "backbone")
+    return f"Two tokens ahead a mix started at the last layer leaves there: {found}\nresidual heads on the frozen backbone"
+
+
+def frozen_heads(summary: pd.DataFrame, backbone: str) -> str:
+    """04: how far the best kind of heads stays above the marginal at offset 2."""
+    rows = summary[(summary.offset == 2) & (summary.metric == "excess_ce")]
+    found = each(rows, lambda part: number(part["value"].min()))
+    return f"Two tokens ahead the best kind of heads stays above the marginal by: {found} nats\n{backbone}, frozen, on data"
+
+
+def by_tokens(summary: pd.DataFrame, what: str) -> str:
+    """04: the gap at the least and at the most tokens."""
+    rows = summary[summary.metric == "excess_ce"]
+    tokens = f"From {count(rows.train_tokens.min())} to {count(rows.train_tokens.max())} tokens the gap to the marginal goes from"
+    return f"{tokens}: {each(rows, lambda part: ends(part, 'train_tokens'))} nats\n{what}"
+
+
+def labels(summary: pd.DataFrame, backbone: str) -> str:
+    """04: the gap by what the heads were trained on."""
+    rows = summary[summary.metric == "kl_to_marginal"]
+    arms = list(dict.fromkeys(rows["arm"]))
+    names = " / ".join(arm.removeprefix("trained on ") for arm in arms)
+    found = each(rows, lambda part: " / ".join(number(value(part, arm=arm)) for arm in arms))
+    return f"KL to the marginal of heads trained on {names}: {found} nats\n{backbone}, offset 2"
+
+
+def by_size(summary: pd.DataFrame) -> str:
+    """04: the gap of the smallest and of the largest backbone's heads."""
+    rows = summary[(summary["metric"] == "gap") & (summary["name"] == "frozen")]
+    sizes = f"From {count(rows.n_params.min())} to {count(rows.n_params.max())} parameters the heads' gap goes from"
+    return f"{sizes}: {each(rows, lambda part: ends(part, 'n_params'))} nats\noffset 2: marginal, best frozen head, their gap"
+
+
+def budgets(summary: pd.DataFrame, backbone: str) -> str:
+    """05: the gap of joint and frozen heads at joint training's largest budget."""
+    rows = summary[summary.metric == "excess_ce"]
+    most = rows[rows["name"] == "joint"]["train_tokens"].max()
+    at = rows[rows.train_tokens == most]
+    found = each(at, lambda part: " and ".join(number(value(part, name=kind)) for kind in ("joint", "frozen")))
+    return f"On {count(most)} tokens joint and frozen heads lie above the marginal by: {found} nats\n{backbone}, offset 2"
+
+
+def shares(table: pd.DataFrame, way: str, backbone: str) -> str:
+    """05: what one way of joint training closes of the frozen heads' gap."""
+    found = each(table[table.arm == way], lambda part: number(part["value"].iloc[0]))
+    return f"{way[:1].upper() + way[1:]}, closes of the frozen heads' gap: {found}\n{backbone}, offset 2; 1 is the marginal"
+
+
+def cost(table: pd.DataFrame, ways: tuple[str, str], backbone: str) -> str:
+    """05: what two ways of joint training add to the next token's loss."""
+    found = each(table[table.arm == ways[0]], lambda part: number(part["ntp"].iloc[0]))
+    other = each(table[table.arm == ways[1]], lambda part: number(part["ntp"].iloc[0]))
+    return f"The next token's loss grows by: {found} nats ({ways[0]}); {other} ({ways[1]})\n{backbone}: offset 2 against it"
+
+
+def trained_layers(summary: pd.DataFrame, backbone: str) -> str:
+    """05: offset 2 read from the last layer before and after joint training."""
+    rows = summary[summary.layer == summary["layer"].max()]
+    kinds = list(dict.fromkeys(rows["kind"]))
+    found = each(rows, lambda part: " and ".join(number(value(part, kind=kind)) for kind in kinds))
+    return f"Two tokens ahead from the last layer, before and after joint training: {found} nats\n{backbone}, by a probe"
+
+
+def acceptance(summary: pd.DataFrame, backbone: str) -> str:
+    """06: drafts accepted at offset 2 by drafter."""
+    rows = summary[(summary.offset == 2) & (summary.metric == "a")]
+    names = [name for name in ("marginal", "best frozen heads", "prompt lookup") if name in set(rows["drafter"])]
+    found = each(rows, lambda part: " / ".join(number(value(part, drafter=name)) for name in names))
+    return f"Accepted two tokens ahead, {' / '.join(names)}: {found}\n{backbone}, greedy"
+
+
+def speeds(summary: pd.DataFrame, backbone: str) -> str:
+    """06: speeds of prompt lookup and of heads as ratios to plain greedy decoding."""
+    rows = summary[(summary.metric == "greedy_ratio") & (summary.backbone == backbone)]
+    ways = [way for way in ("prompt lookup", "heads, chain") if way in set(rows["way"])]
+    found = each(rows, lambda part: " / ".join(number(value(part, way=way)) for way in ways))
+    return f"Times as fast as plain greedy decoding, {' / '.join(ways)}: {found}\n{backbone}, one prompt at a time"
+
+
+def link(summary: pd.DataFrame) -> str:
+    """06: rank correlations of acceptance with what is known of heads beforehand."""
+    known = {row.of: f"{number(row.value)} [{number(row.ci_low)}, {number(row.ci_high)}]" for row in summary.itertuples()}
+    first, second = known["KL"], known["greedy accuracy"]
+    return f"Acceptance goes with a small KL by {first}, with greedy accuracy by {second}\nrank correlation over kinds of heads"
+
+
+def scorecard(verdicts: pd.DataFrame) -> str:
+    """07: how many verdicts of each kind."""
+    found = ", ".join(f"{n} {verdict}" for verdict, n in verdicts["verdict"].value_counts(sort=False).items())
+    return f"{len(verdicts)} contrasts: {found}\neach with its 95 % interval, in its own unit; the line is what it has to exceed"

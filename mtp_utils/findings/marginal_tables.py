@@ -1,0 +1,80 @@
+"""C1 and C2, as notebooks 01 and 02 ask them: truncation against the exact sum, the negative control, context, free choice,
+sizes."""
+
+import pandas as pd
+
+from ..backbones.load import Backbone
+from ..text import blocks as blocks_module
+from . import controls, measures, metrics, stored
+from .scoring import Tokenizer
+
+KS = (1, 4, 16, 64, 256)
+SAMPLED = ({"samples": 64}, {"samples": 256}, {"top_k": 64, "samples": 64}, {"top_k": 128, "samples": 128})
+CONTEXTS = {"32 to 64": 63, "65 to 128": 127, "over 128": blocks_module.CONTEXT}  # tokens of context: the last position in each
+
+
+def truncation_scores(run, backbone: Backbone, seed: int) -> pd.DataFrame:
+    """measures.truncation_table of top-k, adaptive mass, samples and both against the exact sum, on few documents of every
+    corpus, with the bias of cross-entropy, H and I."""
+    vocabulary, frames = len(backbone.tokenizer), []
+    estimators = [{"top_k": k} for k in KS if k <= vocabulary] + [{"mass": 0.9}, {"mass": 0.99}, *SAMPLED]
+    size = {"n_documents": min(32, run.profile.n_documents), "positions_per_document": 1, "horizon": run.profile.horizon}
+    for corpus in run.profile.corpora:
+        part = blocks_module.evaluation_blocks(corpus, "test", backbone.tokenizer, **size, seed=seed)
+        given = {"backbone": backbone, "blocks": part, "estimators": estimators}
+        frames.append(run.measure(f"01_truncation_{corpus}", measures.truncation_table, **given))
+    cut = pd.concat(frames, ignore_index=True)
+    cut["cross_entropy_bias"] = cut["log_prob_exact"] - cut["log_prob"]
+    cut["entropy_bias"] = cut["entropy"] - cut["entropy_exact"]
+    cut["mutual_information_bias"] = cut["mutual_information"] - cut["mutual_information_exact"]
+    return cut
+
+
+def by_candidates(cut: pd.DataFrame) -> pd.DataFrame:
+    """What k candidates capture, certify and miss, normalised (S/M): corpus, k, metric, value and its interval."""
+    rows = cut[(cut.scored == "S/M") & cut.estimator.str.fullmatch(r"top_k=\d+")]
+    rows = rows.assign(k=rows.estimator.str[6:].astype(int))
+    return metrics.summarise(rows, ["corpus", "k"], ["captured_mass", "certified", "same_argmax", "total_variation"])
+
+
+def by_estimator(cut: pd.DataFrame) -> pd.DataFrame:
+    """The bias of each estimator, as S and as S/M; the smallest k, which are far off, left out."""
+    named = cut.assign(estimator=cut["estimator"] + cut["scored"].map({"S": "", "S/M": ", S/M"}))
+    far = named["estimator"].str.match(r"top_k=(1|4)(,|$)") | named["estimator"].str.startswith(("top_k=1 ", "top_k=4 "))
+    biases = ["cross_entropy_bias", "entropy_bias", "mutual_information_bias"]
+    return metrics.summarise(named[~far], ["corpus", "estimator"], [*biases, "candidates"])
+
+
+def negative_control(run, backbone: Backbone, test: dict) -> pd.DataFrame:
+    """By corpus how often predictions are right that are paired with another document's labels (99 % of re-pairings: `low`,
+    `high`), and what the product of the two frequencies says."""
+    rows = []
+    for corpus, part in test.items():
+        marginal, labels = stored.marginal(run, backbone, part, 2), stored.labels(run, backbone, part)
+        given = {"marginal": marginal, "blocks": part, "labels": labels, "name": backbone.name}
+        found = run.measure(f"01_negative_control_{corpus}", controls.negative_control_table, **given)
+        low, high = found["rate"].quantile([0.005, 0.995])
+        row = {"corpus": corpus, "right pairs": found["top1_true_pairs"].iloc[0], "other document": found["rate"].mean()}
+        rows.append(row | {"low": low, "high": high, "product of frequencies": found["expected"].iloc[0]})
+    return pd.DataFrame(rows)
+
+
+def by_context(scores: pd.DataFrame) -> pd.DataFrame:
+    """The marginal's top-1 and cross-entropy by tokens of context. scores: with `position` and `cross_entropy`."""
+    edges, bins = [blocks_module.MIN_CONTEXT - 2, *CONTEXTS.values()], list(CONTEXTS)
+    context = pd.cut(scores["position"], edges, labels=bins).astype(str)
+    found = metrics.summarise(scores.assign(context=context), ["backbone", "corpus", "context"], ["top1", "cross_entropy"])
+    return found.sort_values("context", key=lambda c: c.map(bins.index), kind="stable", ignore_index=True)
+
+
+def dose_response(run, backbone: Backbone, part, scores: pd.DataFrame) -> pd.DataFrame:
+    """Cross-entropy and top-1 at offset 2 on translation by the rate of free choice, of every backbone and of the grammar's own
+    distribution (`grammar`). part: the translation blocks; scores: the marginal's, offset 2."""
+    labels = stored.labels(run, backbone, part)
+    given = {"tokenizer": Tokenizer(backbone.tokenizer), "blocks": part, "labels": labels}
+    gold = run.measure("02_gold", controls.gold_table, **given)
+    assert (gold["log_prob"] > -float("inf")).all(), "the grammar gave probability zero to its own sentence"
+    gold["cross_entropy"] = -gold["log_prob"]
+    both = pd.concat([scores[(scores.corpus == "translation") & scores.backbone.isin(run.profile.backbones)], gold])
+    both["rate"] = both["document"].map(dict(zip(part.documents, part.rates, strict=True)))
+    return metrics.summarise(both, ["backbone", "rate"], ["cross_entropy", "top1"])
