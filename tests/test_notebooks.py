@@ -10,6 +10,7 @@ from toy_run import ROOT, cell, write_notebook
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FORBIDDEN = {r"^\s*[%!]": "a magic or shell line", r"\bchdir\b": "chdir", r"[\"']cuda": "a device string"}
 FORBIDDEN |= {r"pip install": "an installation", r"^class ": "a class"}
+MOST_LINES = 20  # of a code cell: what needs more is a function of findings/, with a docstring
 
 
 def problems(notebook: dict, stem: str) -> list[str]:
@@ -28,6 +29,8 @@ def problems(notebook: dict, stem: str) -> list[str]:
         found.append("it has metadata of a run")
     if sources[-1].strip() != "run.finish()" or cells[-1] is not code[-1]:
         found.append("its last cell is not run.finish()")
+    if any(len(source.splitlines()) > MOST_LINES for source in sources):
+        found.append(f"it has a cell of more than {MOST_LINES} lines")
     for pattern, what in FORBIDDEN.items():
         if any(re.search(pattern, source, re.MULTILINE) for source in sources):
             found.append(f"it has {what}")
@@ -82,6 +85,7 @@ def test_the_notebooks_have_numbers_of_their_own():
         (lambda n: n["cells"].insert(2, cell("!pip install x")), "it has an installation"),
         (lambda n: n["cells"].insert(2, cell("%cd x")), "it has a magic or shell line"),
         (lambda n: n["cells"].insert(2, cell("class A:\n    pass")), "it has a class"),
+        (lambda n: n["cells"].insert(2, cell("x = 1\n" * 21)), "it has a cell of more than 20 lines"),
         (lambda n: n["cells"].pop(0), "it does not begin with a title"),
         (lambda n: n["cells"].pop(1), "0 cells of parameters"),
         (lambda n: n["cells"][1].update(source="profile = None; n = 2"), "no literal on a line of its own"),

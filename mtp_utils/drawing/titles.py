@@ -5,35 +5,9 @@ A second line says what was measured. Numbers are those of the largest backbone 
 
 import pandas as pd
 
+from .words import beside, count, each, ends, number, value
+
 CONTROLS = ("unigram", "skip_bigram", "skip_trigram")
-
-
-def number(x: float) -> str:
-    """Two decimals without a leading zero; a dash where there is none."""
-    return "-" if x != x else f"{x:.2f}".replace("0.", ".", 1) if abs(x) < 1 else f"{x:.2f}"
-
-
-def count(n: float) -> str:
-    """20k, 4.8M."""
-    return f"{n / 1e6:.1f}M".replace(".0M", "M") if n >= 1e6 else f"{n / 1e3:.0f}k"
-
-
-def each(table: pd.DataFrame, of, column: str = "corpus") -> str:
-    """`translation <of its rows>, code <...>, ...`"""
-    return ", ".join(f"{name} {of(part)}" for name, part in table.groupby(column, sort=False))
-
-
-def value(rows: pd.DataFrame, column: str = "value", **where) -> float:
-    """The one number of the rows with these values; nan where there is none."""
-    for name, wanted in where.items():
-        rows = rows[rows[name] == wanted]
-    return float(rows[column].iloc[0]) if len(rows) else float("nan")
-
-
-def ends(rows: pd.DataFrame, by: str, column: str = "value") -> str:
-    """`<value at the least of a column> to <value at the largest>`."""
-    rows = rows.sort_values(by)
-    return f"{number(rows[column].iloc[0])} to {number(rows[column].iloc[-1])}"
 
 
 def offsets(table: pd.DataFrame, backbone: str) -> str:
@@ -67,7 +41,7 @@ def label_sources(summary: pd.DataFrame, backbone: str) -> str:
     """01: accuracy two tokens ahead by whose tokens are asked."""
     rows = summary[(summary.offset == 2) & (summary.metric == "top1")]
     names = list(dict.fromkeys(rows["label_source"]))
-    found = each(rows, lambda part: " / ".join(number(value(part, label_source=name)) for name in names))
+    found = beside(rows, "label_source", names)
     return f"Right two tokens ahead on {' / '.join(names)} tokens: {found}\n{backbone}, the marginal"
 
 
@@ -75,7 +49,7 @@ def truncation(summary: pd.DataFrame, backbone: str) -> str:
     """01: what 64 candidates (or as many as there are) hold and certify."""
     k = summary["k"][summary["k"] <= 64].max()
     rows = summary[summary.k == k]
-    held = each(rows, lambda part: f"{number(value(part, metric='captured_mass'))} / {number(value(part, metric='certified'))}")
+    held = beside(rows, "metric", ("captured_mass", "certified"))
     return f"{k} candidates hold / certify the arg-max of: {held}\n{backbone}, offset 2, against the exact sum"
 
 
@@ -98,14 +72,14 @@ def size(summary: pd.DataFrame) -> str:
 def offset_two_against_one(summary: pd.DataFrame) -> str:
     """02: accuracy of the largest backbone one and two tokens ahead."""
     rows = summary[(summary.metric == "top1") & (summary.n_params == summary.n_params.max())]
-    found = each(rows, lambda part: f"{number(value(part, offset=1))} and {number(value(part, offset=2))}")
+    found = beside(rows, "offset", (1, 2), " and ")
     return f"Right one and two tokens ahead: {found}\nlargest backbone; the others beside it"
 
 
 def token_class(summary: pd.DataFrame) -> str:
     """02: accuracy two tokens ahead inside a word and at its start, largest backbone."""
     rows = summary[(summary.metric == "top1") & (summary.backbone == summary["backbone"].iloc[-1])]
-    found = each(rows, lambda p: " and ".join(number(value(p, **{"class": name})) for name in ("inside a word", "word start")))
+    found = beside(rows, "class", ("inside a word", "word start"), " and ")
     return f"Right two tokens ahead inside a word and at a word's start: {found}\n{rows['backbone'].iloc[0]}, the marginal"
 
 
@@ -113,7 +87,7 @@ def context(summary: pd.DataFrame) -> str:
     """02: cross-entropy two tokens ahead with the shortest and the longest contexts, largest backbone."""
     rows = summary[(summary.metric == "cross_entropy") & (summary.backbone == summary["backbone"].iloc[-1])]
     bins = list(dict.fromkeys(rows["context"]))
-    found = each(rows, lambda part: " and ".join(number(value(part, context=name)) for name in (bins[0], bins[-1])))
+    found = beside(rows, "context", (bins[0], bins[-1]), " and ")
     said = f"Two tokens ahead with {bins[0]} tokens of context and with {bins[-1]}: {found} nats"
     return f"{said}\n{rows['backbone'].iloc[0]}, the marginal"
 
@@ -185,8 +159,7 @@ def labels(summary: pd.DataFrame, backbone: str) -> str:
     rows = summary[summary.metric == "kl_to_marginal"]
     arms = list(dict.fromkeys(rows["arm"]))
     names = " / ".join(arm.removeprefix("trained on ") for arm in arms)
-    found = each(rows, lambda part: " / ".join(number(value(part, arm=arm)) for arm in arms))
-    return f"KL to the marginal of heads trained on {names}: {found} nats\n{backbone}, offset 2"
+    return f"KL to the marginal of heads trained on {names}: {beside(rows, 'arm', arms)} nats\n{backbone}, offset 2"
 
 
 def by_size(summary: pd.DataFrame) -> str:
@@ -201,7 +174,7 @@ def budgets(summary: pd.DataFrame, backbone: str) -> str:
     rows = summary[summary.metric == "excess_ce"]
     most = rows[rows["name"] == "joint"]["train_tokens"].max()
     at = rows[rows.train_tokens == most]
-    found = each(at, lambda part: " and ".join(number(value(part, name=kind)) for kind in ("joint", "frozen")))
+    found = beside(at, "name", ("joint", "frozen"), " and ")
     return f"On {count(most)} tokens joint and frozen heads lie above the marginal by: {found} nats\n{backbone}, offset 2"
 
 
@@ -213,8 +186,7 @@ def shares(table: pd.DataFrame, way: str, backbone: str) -> str:
 
 def cost(table: pd.DataFrame, ways: tuple[str, str], backbone: str) -> str:
     """05: what two ways of joint training add to the next token's loss."""
-    found = each(table[table.arm == ways[0]], lambda part: number(part["ntp"].iloc[0]))
-    other = each(table[table.arm == ways[1]], lambda part: number(part["ntp"].iloc[0]))
+    found, other = (each(table[table.arm == way], lambda part: number(part["ntp"].iloc[0])) for way in ways)
     return f"The next token's loss grows by: {found} nats ({ways[0]}); {other} ({ways[1]})\n{backbone}: offset 2 against it"
 
 
@@ -222,7 +194,7 @@ def trained_layers(summary: pd.DataFrame, backbone: str) -> str:
     """05: offset 2 read from the last layer before and after joint training."""
     rows = summary[summary.layer == summary["layer"].max()]
     kinds = list(dict.fromkeys(rows["kind"]))
-    found = each(rows, lambda part: " and ".join(number(value(part, kind=kind)) for kind in kinds))
+    found = beside(rows, "kind", kinds, " and ")
     return f"Two tokens ahead from the last layer, before and after joint training: {found} nats\n{backbone}, by a probe"
 
 
@@ -230,15 +202,14 @@ def acceptance(summary: pd.DataFrame, backbone: str) -> str:
     """06: drafts accepted at offset 2 by drafter."""
     rows = summary[(summary.offset == 2) & (summary.metric == "a")]
     names = [name for name in ("marginal", "best frozen heads", "prompt lookup") if name in set(rows["drafter"])]
-    found = each(rows, lambda part: " / ".join(number(value(part, drafter=name)) for name in names))
-    return f"Accepted two tokens ahead, {' / '.join(names)}: {found}\n{backbone}, greedy"
+    return f"Accepted two tokens ahead, {' / '.join(names)}: {beside(rows, 'drafter', names)}\n{backbone}, greedy"
 
 
 def speeds(summary: pd.DataFrame, backbone: str) -> str:
     """06: speeds of prompt lookup and of heads as ratios to plain greedy decoding."""
     rows = summary[(summary.metric == "greedy_ratio") & (summary.backbone == backbone)]
     ways = [way for way in ("prompt lookup", "heads, chain") if way in set(rows["way"])]
-    found = each(rows, lambda part: " / ".join(number(value(part, way=way)) for way in ways))
+    found = beside(rows, "way", ways)
     return f"Times as fast as plain greedy decoding, {' / '.join(ways)}: {found}\n{backbone}, one prompt at a time"
 
 

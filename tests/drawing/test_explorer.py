@@ -10,11 +10,13 @@ import pytest
 import torch
 from tiny_models import tiny_backbone
 
+from mtp_utils.backbones import load_backbone
 from mtp_utils.drawing import explorer
 from mtp_utils.findings import said
 from mtp_utils.heads.heads import Heads
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.marginal.future import future_log_probs
+from mtp_utils.text.tokens import characters_of
 
 TEXTS = ["<script>document.title='bad'</script>", "</script><b>", " a", "\n", "&amp;", "\u00e9\U0001f600", '"']
 IDS = [0, 3, 6, 4, 3, 5, 2, 6, 0, 3]
@@ -44,8 +46,20 @@ class Words:
         return [self.decode(ids) for ids in rows]
 
 
-def backbone():
-    return SimpleNamespace(**vars(tiny_backbone("llama")) | {"tokenizer": Words()})
+class Bytes(Words):
+    """Tokens of bytes: the snowman is cut into three of them."""
+
+    texts = (b"a", b"\xe2", b"\x98", b"\x83", b" b", b"\n", b"c")
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [[0]] if isinstance(text, list) else [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 6, 1, 2, 3, 0]}
+
+    def decode(self, ids):
+        return b"".join(self.texts[i] for i in ids).decode("utf-8", "replace")
+
+
+def backbone(tokenizer=Words):
+    return SimpleNamespace(**vars(tiny_backbone("llama")) | {"tokenizer": tokenizer()})
 
 
 def table_of(b, name="tiny/a"):
@@ -105,6 +119,21 @@ def test_heads_of_another_model_or_twice_of_an_offset_are_refused_and_a_long_tex
     assert json.loads(data)["note"] == "The first 5 of 9 tokens." and json.loads(data)["offsets"] == [2, 3, 4, 5]
 
 
+def test_a_character_cut_into_tokens_is_whole_in_each_of_them():
+    found = characters_of([0, 1, 2, 3, 4, 1, 0], Bytes())
+    cut = [("\u2603", part, 3) for part in range(3)]
+    assert found == [("a", 0, 1), *cut, (" b", 0, 1), ("\ufffd", 0, 1), ("a", 0, 1)]
+    text = json.loads(explorer.explore_page(backbone(Bytes), "x").split('id="data">')[1].split("</script>")[0])["texts"][0]
+    assert text["ids"][1:4] == [1, 2, 3] and text["cut"]["2"] == ["\u2603", 1, 3] and "4" not in text["cut"]
+
+
+def test_the_tokenizer_of_the_ladder_has_characters_cut_and_whole():
+    tokenizer = load_backbone("ladder/w16", device="cpu").tokenizer
+    text = "Stra\u00dfe \u2603 na\u00efve"
+    found = characters_of(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer)
+    assert "".join(whole for whole, part, _ in found if part == 0) == text and any(parts > 1 for *_, parts in found)
+
+
 @pytest.fixture(scope="module")
 def browser():
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
@@ -162,6 +191,10 @@ def test_in_a_browser_pointing_and_the_keyboard_show_the_numbers_of_the_table(br
     table, path = table_of(b), tmp_path / "explorer.html"
     path.write_text(page_of(b), encoding="utf-8")
     browser.get(path.as_uri())
+    chosen = browser.find_elements(By.CSS_SELECTOR, "#text [aria-current]")
+    assert len(chosen) == 1 and said_on(browser)  # something is looked at before anyone points
+    checked = browser.execute_script("return [...document.querySelectorAll('input:checked')].map(i => i.value)")
+    assert checked == ["one", "tiny/b", "2"]  # the largest backbone comes last
     tokens = browser.find_elements(By.CSS_SELECTOR, "#text [role=button]")
     assert len(tokens) == len(IDS) - 1 and browser.title != "bad"
     first = int(table["at"].min())
@@ -185,7 +218,7 @@ def test_in_a_browser_pointing_and_the_keyboard_show_the_numbers_of_the_table(br
         wanted = "" if said.empty else "right" if int(said["candidate"].iloc[0]) == IDS[at] else "wrong"
         wanted += " certified" if wanted and said["certified"].iloc[0] else ""
         assert button.get_attribute("class") == wanted
-    for kind, value in (("corpus", "two"), ("backbone", "tiny/b")):
+    for kind, value in (("corpus", "two"), ("backbone", "tiny/a")):
         browser.find_element(By.CSS_SELECTOR, f"input[name={kind}][value='{value}']").click()
     assert len(browser.find_elements(By.CSS_SELECTOR, "#text [role=button]")) == len(tokens)
     colours = []
@@ -194,4 +227,26 @@ def test_in_a_browser_pointing_and_the_keyboard_show_the_numbers_of_the_table(br
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
         colours.append(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert colours[0] != colours[1]
+    assert browser.get_log("browser") == []
+
+
+def test_in_a_browser_the_parts_of_a_cut_character_show_it_whole_side_by_side(browser, tmp_path):
+    from selenium.webdriver.common.by import By
+
+    path = tmp_path / "explorer.html"
+    path.write_text(explorer.explore_page(backbone(Bytes), "x"), encoding="utf-8")
+    browser.get(path.as_uri())
+    tokens = browser.find_elements(By.CSS_SELECTOR, "#text [role=button]")
+    parts = [t for t in tokens if t.get_property("textContent") == "\u2603"]
+    assert len(parts) == 9 and "\ufffd" not in browser.find_element(By.ID, "text").text
+    assert parts[0].get_attribute("aria-label").startswith("token 1, part 1 of 3 of \u2603")
+    boxes = [p.rect for p in parts[:3]]
+    whole = browser.execute_script("""const s = document.createElement('span'); s.textContent = '\u2603';
+        document.getElementById('text').append(s); const w = s.getBoundingClientRect().width; s.remove(); return w""")
+    assert all(abs(box["width"] - whole / 3) < 0.75 for box in boxes)
+    assert all(abs(a["x"] + a["width"] - b["x"]) < 0.75 for a, b in zip(boxes, boxes[1:], strict=False))
+    shift = [p.value_of_css_property("text-indent") for p in parts[:3]]
+    assert [round(float(x.removesuffix("px")) / whole, 1) for x in shift] == [0, -0.3, -0.7]
+    browser.execute_script("arguments[0].click()", parts[1])
+    assert "part 2 of 3 of \u2603" in browser.find_element(By.CSS_SELECTOR, "#said .cut").text
     assert browser.get_log("browser") == []

@@ -1,5 +1,7 @@
 """Gaps of heads to the marginal: scored on the same positions, tuned alike, bounded by what the width allows."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -35,14 +37,14 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def where(backbone, text, monkeypatch):
+def bench(run, backbone, text, monkeypatch):
     monkeypatch.setattr(blocks, "stream", lambda c, s, t: np.random.default_rng(len(s)).integers(1, 1024, 4000).astype(np.uint16))
-    return arms.bench(backbone, 4096, tuple(range(7)), {"prose": text})
+    return arms.bench_of(run, backbone, {"prose": text})
 
 
-def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_zero(run, where, text):
-    arm = arms.untrained_arm(run, where, layers.lens(6, (1, 2)))
-    found = gaps.scored(run, where, [arm])
+def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_zero(run, bench, text):
+    arm = arms.untrained_arm(run, bench, layers.lens(6, (1, 2)))
+    found = gaps.scored(run, bench, [arm])
     first = found[found.offset == 1]
     assert first["kl_to_marginal"].abs().max() < 1e-4
     assert (
@@ -52,9 +54,9 @@ def test_the_lens_of_the_last_layer_is_the_model_and_its_gap_at_offset_one_is_ze
     assert found[found.offset == 2]["kl_to_marginal"].mean() > 0.5
 
 
-def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run, where, text, backbone):
-    arm = arms.untrained_arm(run, where, layers.lens(3, (2,)))
-    found = gaps.scored(run, where, [arm])
+def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run, bench, text, backbone):
+    arm = arms.untrained_arm(run, bench, layers.lens(3, (2,)))
+    found = gaps.scored(run, bench, [arm])
     data = found[found.label_source == "data"].reset_index()
     with torch.no_grad():
         hidden = backbone.model(text.tokens, output_hidden_states=True).hidden_states[3]
@@ -67,9 +69,9 @@ def test_scores_are_those_of_the_head_and_of_the_marginal_on_the_same_labels(run
     assert np.abs(data["entropy_m2"] - scoring.entropy(m).numpy()).max() < 1e-3
 
 
-def test_expected_cross_entropy_on_the_models_own_text_is_entropy_plus_kl(run, where, text, backbone):
-    arm = arms.untrained_arm(run, where, layers.lens(6, (2,)))
-    found = gaps.scored(run, where, [arm])
+def test_expected_cross_entropy_on_the_models_own_text_is_entropy_plus_kl(run, bench, text, backbone):
+    arm = arms.untrained_arm(run, bench, layers.lens(6, (2,)))
+    found = gaps.scored(run, bench, [arm])
     m = future_log_probs(backbone.model, text.tokens, 2, exact=True, positions=text.scored).log_probs[text.scored]
     with torch.no_grad():
         q = backbone.model(text.tokens).logits.log_softmax(-1)[text.scored]
@@ -78,9 +80,9 @@ def test_expected_cross_entropy_on_the_models_own_text_is_entropy_plus_kl(run, w
     assert np.abs(expected - data["entropy_m2"] - data["kl_to_marginal"]).max() < 0.05
 
 
-def test_tuning_tries_the_same_rates_for_every_arm_and_goes_on_at_an_edge(run, where):
-    how = Training(0.0, 2048, blocks=1)
-    arm = arms.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)
+def test_tuning_tries_the_same_rates_for_every_arm_and_goes_on_at_an_edge(run, bench):
+    run.profile = dataclasses.replace(run.profile, head_tokens=2048, trial_tokens=1024)
+    arm = arms.tuned_arm(run, bench, HeadSpec(offsets=(2,)))
     stored = {p.name for p in (run_tables(run)).glob("03_heads*.safetensors")}
     rates = {float(n.split("-1024-")[1].split("-seed")[0]) for n in stored if "-1024-" in n}
     assert rates >= set(arms.TRIALS) and arm.training.rate[0] in rates and arm.training.tokens == 2048
@@ -89,12 +91,12 @@ def test_tuning_tries_the_same_rates_for_every_arm_and_goes_on_at_an_edge(run, w
     chosen = arms.RATES.index(arm.training.rate[0])
     assert chosen in (0, len(arms.RATES) - 1) or best[0] < chosen < best[-1]
     before = {n: (run_tables(run) / n).stat().st_mtime_ns for n in stored}
-    arms.tuned_arm(run, where, HeadSpec(offsets=(2,)), how, 1024)  # a second call trains nothing
+    arms.tuned_arm(run, bench, HeadSpec(offsets=(2,)))  # a second call trains nothing
     assert all((run_tables(run) / n).stat().st_mtime_ns == t for n, t in before.items())
 
 
 def test_rates_are_lowered_for_as_long_as_that_is_better_with_all_tokens(monkeypatch):
-    def of_rate(run, where, spec, how):
+    def of_rate(run, bench, spec, how):
         loss = {1e-2: 3.0, 3e-3: 2.0, 1e-3: 2.5}[how.rates(spec.offsets)[0]]
         return arms.Arm(spec, how, Arrays({"validation": np.array([[loss]]), "kept": np.array([0])}, "x"), "x")
 
@@ -103,23 +105,24 @@ def test_rates_are_lowered_for_as_long_as_that_is_better_with_all_tokens(monkeyp
     assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(3e-3, 100)).training.rate == 3e-3
 
 
-def test_one_rate_for_all_heads_or_the_same_for_each_is_the_same_arm(run, where):
+def test_one_rate_for_all_heads_or_the_same_for_each_is_the_same_arm(run, bench):
     spec = HeadSpec(offsets=(2, 3))
-    one, each = (arms.trained_arm(run, where, spec, Training(rate, 512)) for rate in (1e-3, (1e-3, 1e-3)))
+    one, each = (arms.trained_arm(run, bench, spec, Training(rate, 512)) for rate in (1e-3, (1e-3, 1e-3)))
     assert one.name == each.name and one.arrays.fingerprint == each.arrays.fingerprint
     assert len(list(run_tables(run).glob("03_heads*.safetensors"))) == 1
 
 
-def test_text_for_other_heads_begins_where_the_first_ended(backbone, text, where):
+def test_text_for_other_heads_begins_where_the_first_ended(run, backbone, text, bench):
+    given = {"test": {"prose": text}, "layers": (6,)}
     more, fresh = (
-        arms.bench(backbone, n, (6,), {"prose": text}, skip=skip).train.tokens for n, skip in ((2048, 0), (1024, 1024))
+        arms.bench_of(run, backbone, **given, tokens=n, skip=skip).train.tokens for n, skip in ((2048, 0), (1024, 1024))
     )
     assert torch.equal(more[4:], fresh) and len(fresh) == 4
 
 
-def test_what_states_cost_is_measured_once(run, where):
-    first = arms.states_seconds(run, where)
-    assert first > 0 and arms.states_seconds(run, where) == first
+def test_what_states_cost_is_measured_once(run, bench):
+    first = arms.states_seconds(run, bench)
+    assert first > 0 and arms.states_seconds(run, bench) == first
 
 
 def run_tables(run):

@@ -72,7 +72,7 @@ def test_a_file_is_in_one_split_and_no_evaluation_text_overlaps_training_beyond_
     known = set().union(*(freezing._grams(d.text) for d in corpora.documents("prose", "heads")))
     for d in corpora.documents("prose", "test"):
         grams = freezing._grams(d.text)
-        assert len(grams & known) <= corpora.MAX_OVERLAP * max(1, len(grams)), d.id
+        assert len(grams & known) <= freezing.MAX_OVERLAP * max(1, len(grams)), d.id
 
 
 def test_the_frozen_evaluation_files_are_those_installed():

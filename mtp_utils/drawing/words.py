@@ -1,0 +1,36 @@
+"""Numbers of a table as words, for titles."""
+
+import pandas as pd
+
+
+def number(x: float) -> str:
+    """Two decimals without a leading zero; a dash where there is none."""
+    return "-" if x != x else f"{x:.2f}".replace("0.", ".", 1) if abs(x) < 1 else f"{x:.2f}"
+
+
+def count(n: float) -> str:
+    """20k, 4.8M."""
+    return f"{n / 1e6:.1f}M".replace(".0M", "M") if n >= 1e6 else f"{n / 1e3:.0f}k"
+
+
+def each(table: pd.DataFrame, of, column: str = "corpus") -> str:
+    """`translation <of its rows>, code <...>, ...`"""
+    return ", ".join(f"{name} {of(part)}" for name, part in table.groupby(column, sort=False))
+
+
+def value(rows: pd.DataFrame, column: str = "value", **where) -> float:
+    """The one number of the rows with these values; nan where there is none."""
+    for name, wanted in where.items():
+        rows = rows[rows[name] == wanted]
+    return float(rows[column].iloc[0]) if len(rows) else float("nan")
+
+
+def beside(table: pd.DataFrame, column: str, names, sep: str = " / ") -> str:
+    """`translation <value where the column is the first name> / <the second>, code ...`"""
+    return each(table, lambda part: sep.join(number(value(part, **{column: name})) for name in names))
+
+
+def ends(rows: pd.DataFrame, by: str, column: str = "value") -> str:
+    """`<value at the least of a column> to <value at the largest>`."""
+    rows = rows.sort_values(by)
+    return f"{number(rows[column].iloc[0])} to {number(rows[column].iloc[-1])}"

@@ -1,0 +1,79 @@
+"""A title says what its table says: its numbers are the table's, of the rows it names, and change with them."""
+
+import inspect
+import json
+import re
+
+import pandas as pd
+import pytest
+from toy_run import ROOT
+
+from mtp_utils.drawing import titles
+from mtp_utils.drawing.style import new_axes, titled
+from mtp_utils.drawing.words import count, number
+
+
+def table(**columns) -> pd.DataFrame:
+    """Rows of two corpora; a column is one value, or one for each row."""
+    n = max(len(x) for x in columns.values() if isinstance(x, list))
+    return pd.DataFrame({"corpus": [c for c in ("code", "prose") for _ in range(n)]} | {
+        name: x * 2 if isinstance(x, list) else x for name, x in columns.items()
+    })  # fmt: skip
+
+
+PREDICTORS = ["marginal", "unigram", "skip_bigram", "skip_trigram"]
+CONTROLLED = table(predictor=PREDICTORS, value=[0.651, 0.1, 0.22, 0.21], offset=2, metric="top1")
+SIZES = table(n_params=[20_000, 300_000, 4_800_000], value=[5.4, 3.0, 1.903], seed=0, offset=2, metric="cross_entropy")
+TOKENS = [262_144, 262_144, 1_048_576]
+BUDGETS = table(name=["joint", "frozen", "frozen"], train_tokens=TOKENS, value=[1.17, 1.52, 0.97], metric="excess_ce")
+TWINS = table(kind=["ntp backbone", "ntp backbone", "mtp twin"], layer=[0, 1, 1], value=[5.7, 4.98, 3.34], metric="cross_entropy")
+SHARES = table(arm=["joint, 1x", "joint, 4x"], value=[0.1, 0.234])
+NONE = table(arm=["joint, 4x"], value=[float("nan")])
+VERDICTS = pd.DataFrame({"verdict": ["reproduced", "reproduced", "inconclusive"]})
+LINK = pd.DataFrame({"of": ["KL", "greedy accuracy"], "value": [0.63, -0.31], "ci_low": [0.45, -0.5], "ci_high": [0.78, 0.0]})
+
+
+@pytest.mark.parametrize(
+    ("title", "says"),
+    [
+        (titles.against_counting(CONTROLLED, "top1", "w256"), "code .65 where counting reaches .22, prose .65 where counting"),
+        (titles.against_counting(CONTROLLED.assign(metric="loss"), "loss", "w"), ".65 where counting reaches .10"),
+        (titles.size(SIZES), "From 20k to 4.8M parameters the token after next costs: code 5.40 to 1.90, prose 5.40"),
+        (titles.ladder(SIZES.assign(value=-SIZES["value"])), "code -5.40 to -1.90"),
+        (titles.budgets(BUDGETS, "w64"), "On 262k tokens joint and frozen heads lie above the marginal by: code 1.17 and 1.52"),
+        (titles.twins(TWINS), "ntp backbone / mtp twin: code 4.98 / 3.34"),
+        (titles.shares(SHARES, "joint, 4x", "w64"), "Joint, 4x, closes of the frozen heads' gap: code .23, prose .23"),
+        (titles.shares(NONE, "joint, 4x", "w64"), "code -, prose -"),
+        (titles.scorecard(VERDICTS), "3 contrasts: 2 reproduced, 1 inconclusive"),
+        (titles.link(LINK), "small KL by .63 [.45, .78], with greedy accuracy by -.31 [-.50, .00]"),
+    ],
+)
+def test_a_title_says_the_numbers_of_its_table(title, says):
+    assert says in title and len(title.split("\n")) == 2
+
+
+def test_numbers_have_two_decimals_and_counts_their_unit():
+    assert [number(x) for x in (0.654, -0.126, 0.999, 1.0, -2.5, 10.25, 0.0, float("nan"))] == [
+        ".65", "-.13", "1.00", "1.00", "-2.50", "10.25", ".00", "-"]  # fmt: skip
+    assert [count(n) for n in (19_712, 4_751_104, 1_048_576, 65_536)] == ["20k", "4.8M", "1.0M".replace(".0M", "M"), "66k"]
+
+
+def test_a_long_title_is_broken_and_its_second_line_stays_one():
+    figure, _ = new_axes(1, width=4)
+    titled(figure, "a word " * 20 + "\nladder/w256")
+    lines = figure.get_suptitle().split("\n")
+    assert max(map(len, lines)) <= 44 and len(lines) > 3 and lines[-1] == "ladder/w256"
+
+
+def test_every_figure_of_the_notebooks_has_a_title_that_is_read_from_its_table():
+    known = {name for name, f in vars(titles).items() if inspect.isfunction(f) and f.__module__ == titles.__name__}
+    used, drawn = set(), 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        source = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        calls = len(re.findall(r"run\.save_figure\(", source))
+        made = re.findall(r"\btitles\.(\w+)\(", source)
+        assert calls == len(re.findall(r"^ *figure = \w*plots\.", source, re.MULTILINE)) == len(made), path.stem
+        assert not re.search(r"title = f?\"", source)
+        used, drawn = used | set(made), drawn + calls
+    assert used == known and drawn >= 25

@@ -1,0 +1,40 @@
+"""What decides a claim is written once: the words that notebooks print and the thresholds that verdicts use are the same."""
+
+import dataclasses
+import json
+import re
+
+import pandas as pd
+import pytest
+from toy_run import ROOT
+
+from mtp_utils.base import artifacts
+from mtp_utils.findings import claims, head_claims
+
+
+def test_every_claim_has_a_contrast_and_its_words_say_all_of_it():
+    assert list(claims.CONTRASTS) == list(artifacts.CLAIMS)
+    for claim, contrast in claims.CONTRASTS.items():
+        text = claims.decided(claim)
+        assert contrast.quantity in text and contrast.needs in text and f"above {contrast.threshold:g} " in text
+        assert f"fixed on {contrast.fixed}" in text and contrast.corpora in text and contrast.metric in text
+        assert all(f"Changed on {date}, after results had been seen" in text and what in text for date, what in contrast.changes)
+        dates = [contrast.fixed, *(date for date, _ in contrast.changes)]
+        assert all(re.fullmatch(r"2026-\d\d-\d\d", date) for date in dates) and dates == sorted(dates)
+
+
+@pytest.mark.parametrize(("threshold", "verdict"), [(0.0, "reproduced"), (0.5, "not reproduced")])
+def test_a_verdict_asks_the_contrast_for_its_threshold(monkeypatch, threshold, verdict):
+    monkeypatch.setitem(claims.CONTRASTS, "C3a", dataclasses.replace(claims.CONTRASTS["C3a"], threshold=threshold))
+    rows = {"corpus": ["code", "prose"], "effect": [0.3, 0.2], "ci_low": [0.2, 0.1], "ci_high": [0.4, 0.3], "p": [1e-9, 1e-6]}
+    effects = pd.DataFrame(rows | {"n_documents": 200, "seeds_agree": True})
+    assert head_claims.c3a(effects, "b", "block", (0,)).verdict == verdict
+
+
+def test_the_notebook_that_judges_a_claim_prints_what_decides_it_and_no_other_does():
+    printed = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = ["".join(c["source"]) for c in json.loads(path.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+        for claim in re.findall(r'display\(Markdown\(claims\.decided\("([^"]+)"\)\)\)', "\n".join(cells)):
+            printed.setdefault(claim, []).append(path.stem[:2])
+    assert printed == {"C1": ["01"], "C2 (size)": ["02"], "C2 (data)": ["02"], "C3a": ["04"], "C3b": ["04"], "C4": ["05"]}
