@@ -93,7 +93,7 @@ def test_the_readme_lists_the_rooms_in_their_order_a_line_each():
 def test_a_room_says_what_it_is_for_and_hands_on_names_that_are_there(room):
     here = importlib.import_module(f"mtp_utils.{room}")
     statements = ast.parse(Path(here.__file__).read_text("utf-8")).body
-    assert [type(x) for x in statements] == [ast.Expr, ast.ImportFrom, ast.Assign] and len(here.__doc__.splitlines()) <= 6
+    assert [type(x) for x in statements] == [ast.Expr, ast.ImportFrom, ast.Assign] and len(here.__doc__.splitlines()) <= 8
     modules = {p.stem for p in Path(here.__file__).parent.iterdir()}
     assert here.__all__ and not modules & set(here.__all__)  # a module of the same name would take its place
     assert all(getattr(here, name).__doc__ for name in here.__all__ if callable(getattr(here, name)))

@@ -1,4 +1,7 @@
-"""What a run leaves besides its tables: figures with their manifest, verdicts with their scorecard."""
+"""What a run leaves besides its tables: figures with their manifest, verdicts with their scorecard.
+
+The claims' words stand here, and what would change each verdict; what decides them: findings/claims.py.
+"""
 
 import json
 from collections.abc import Iterable

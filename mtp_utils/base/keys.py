@@ -1,8 +1,8 @@
 """The key of a measurement: everything its numbers depend on, and nothing else.
 
-That is the code (of the module in which the measuring function stands and of all it imports from this package, through the
-rooms), the arguments with the hashes of weights and texts, and the versions: not git, or every commit would measure again, and
-not the machine.
+That is the code (of the module in which the measuring function stands, of all it imports from this package, through the rooms,
+and of the modules in which its arguments' classes stand), the arguments with the hashes of weights and texts, and the versions:
+not git, or every commit would measure again, and not the machine.
 """
 
 import ast
@@ -13,7 +13,7 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from . import paths
@@ -22,11 +22,13 @@ from .files import sha256
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "numpy", "pandas")
 # Rooms that decide where a run happens and how its result looks, not what is measured.
 NOT_MEASURING = ("base", "drawing", "reproduce")
+SPOKEN = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)  # what may have a docstring
 
 
 def measurement_key(function: Callable, arguments: dict) -> str:
-    """sha256 of all that a measurement depends on: code without its comments, arguments, versions."""
-    sources = {name: _code(_source(path)) for name, path in sorted(_modules_of(function).items())}
+    """sha256 of all that a measurement depends on: code without what it says of itself, arguments, versions."""
+    found = _modules_of(function) | _made_by(arguments)
+    sources = {name: _code(_source(path)) for name, path in sorted(found.items())}
     sources["function"] = _code(textwrap.dedent(inspect.getsource(function)))
     versions = {name: _version(name) for name in PACKAGES}
     return sha256(json.dumps([sources, fingerprint(arguments), versions], sort_keys=True).encode())
@@ -54,9 +56,13 @@ def fingerprint(value):
 
 def _modules_of(function: Callable) -> dict[str, Path]:
     """Name and file of the function's module and of all it imports from the measuring rooms, itself or through others. A function
-    that a notebook defines has no module: its own source is part of the key all the same."""
-    module, found = sys.modules[function.__module__], {}
-    waiting = [] if module.__name__ == "__main__" else [(module.__name__, Path(module.__file__))]
+    that a notebook defines has no file: what counts are its own source and what it names of this package."""
+    module, found, waiting = sys.modules[function.__module__], {}, []
+    if module.__name__ != "__main__":
+        waiting.append((module.__name__, Path(module.__file__)))
+    for name in function.__code__.co_names if module.__name__ == "__main__" else ():
+        named = function.__globals__.get(name)
+        waiting += _files(getattr(named, "__module__", None) or getattr(named, "__name__", ""), ())
     while waiting:
         name, path = waiting.pop()
         if name not in found:
@@ -66,16 +72,29 @@ def _modules_of(function: Callable) -> dict[str, Path]:
     return found
 
 
-def _files(imported: str, names: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+def _made_by(arguments: dict) -> dict[str, Path]:
+    """Name and file of the modules of the arguments' classes: how a backbone is loaded is in no fingerprint of it."""
+    names = {type(value).__module__ for value in arguments.values()}
+    return {name: path for module in names for name, path in _files(module, ())}
+
+
+def _files(imported: str, names: tuple[str, ...]) -> list[tuple[str, Path]]:
     """(name, file) of the modules that `from imported import names` brings; of a room as a whole, all of its modules."""
     package, *inner = imported.split(".")
-    for place in [(*inner, name) for name in names] or [tuple(inner)]:
-        folder = paths.PACKAGE.joinpath(*place)
-        if not folder.is_dir() and not folder.with_suffix(".py").is_file():  # a name in the module, not a module
-            place, folder = tuple(inner), paths.PACKAGE.joinpath(*inner)
-        if package == "mtp_utils" and place and place[0] not in NOT_MEASURING:
-            for path in (folder.with_suffix(".py"),) if not folder.is_dir() else folder.rglob("*.py"):
-                yield ".".join(("mtp_utils", *path.relative_to(paths.PACKAGE).with_suffix("").parts)), path
+    places = [(*inner, name) for name in names] or [tuple(inner)]
+    return [found for place in places if package == "mtp_utils" for found in _at(paths.PACKAGE, place)]
+
+
+@functools.cache
+def _at(package: Path, place: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
+    """(name, file) of the module at a place, of those of the room there, or of the module in which the last part is a name."""
+    folder = package.joinpath(*place)
+    if place and not folder.is_dir() and not folder.with_suffix(".py").is_file():
+        place, folder = place[:-1], folder.parent
+    if not place or place[0] in NOT_MEASURING:
+        return ()
+    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    return tuple((".".join(("mtp_utils", *path.relative_to(package).with_suffix("").parts)), path) for path in files)
 
 
 @functools.cache
@@ -109,5 +128,9 @@ def _version(name: str) -> str:
 
 @functools.cache
 def _code(source: str) -> str:
-    """sha256 of the source without comments and layout, so that rewording a comment measures nothing again."""
-    return sha256(ast.dump(ast.parse(source)).encode())
+    """sha256 of the source without comments, docstrings and layout, so that rewording what is said measures nothing again."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, SPOKEN) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return sha256(ast.dump(tree).encode())

@@ -1,4 +1,4 @@
-"""Absolute paths: no other module builds one, so that nothing depends on the current directory."""
+"""Absolute paths of what is read and written, so that nothing depends on the current directory."""
 
 import os
 from pathlib import Path
@@ -38,7 +38,7 @@ def all_notebooks() -> list[Path]:
 
 
 def cache() -> Path:
-    """Folder of what all profiles share and anything can make again: token blocks, counts."""
+    """Folder of what all profiles share and anything can make again: token blocks, states, unfinished joint training."""
     return _build_root() / "cache"
 
 

@@ -60,6 +60,11 @@ class Profile:
         return self.backbones[-3:]
 
     @property
+    def timed_tokens(self) -> int:
+        """Tokens written after each prompt where the clock is held to it: twice as many, for what a prompt costs weighs less."""
+        return 2 * self.new_tokens
+
+    @property
     def judges(self) -> bool:
         """Whether there is enough of it for a verdict; the smoke profile has too few documents."""
         return not self.name.startswith("smoke")

@@ -43,9 +43,7 @@ class Run:
 
     def measure_arrays(self, stem: str, function: Callable[..., dict], **arguments) -> records.Arrays:
         """`function(**arguments)` as stored arrays; see `records.measured_arrays`."""
-        arrays = records.measured_arrays(
-            stem, function, profile=self.profile, provenance=self.provenance, **arguments
-        )
+        arrays = records.measured_arrays(stem, function, profile=self.profile, provenance=self.provenance, **arguments)
         self._tables.append(stem)
         return arrays
 

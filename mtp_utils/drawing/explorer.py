@@ -1,6 +1,7 @@
 """A page to look at: a text, and for each token what NTP, the marginal and heads said of it some tokens before.
 
-One self-contained HTML file that asks the network for nothing; the page itself is explorer.html. No model is needed.
+One self-contained HTML file that asks the network for nothing; the page itself is explorer.html. Made of tables it needs no
+model.
 """
 
 import html

@@ -1,4 +1,4 @@
-"""Figures of notebooks 03 and 04: a table in, a matplotlib Figure out, in the style of style.py."""
+"""Figures of notebooks 03 to 05: a table in, a matplotlib Figure out, in the style of style.py."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ OFFSETS = {1: "ntp", 2: "offset2", 3: "offset3", 4: "offset4"}
 
 
 def by_layer(summary: pd.DataFrame, metric: str, title: str, blind: pd.DataFrame | None = None) -> Figure:
-    """A metric of each layer's probe (solid) and logit lens (dashed, offsets 1 and 2), a panel a corpus, a line an offset.
+    """A metric of each layer's probe (solid) and logit lens (dotted, offsets 1 and 2), a panel a corpus, a line an offset.
 
     summary: corpus, offset, layer, readout (`probe`, `lens`), metric, value, ...; blind: the probe on noise, dotted."""
     corpora = list(dict.fromkeys(summary["corpus"]))
@@ -140,23 +140,22 @@ def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Fi
     return figure
 
 
-def against_ntp(table: pd.DataFrame, title: str) -> Figure:
-    """Cross-entropy at offset 2 against what the next token lost, a panel a corpus, a marker an arm: frozen, joint and next token
-    alone by their colour, filled for the largest budget.
+def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: str) -> Figure:
+    """Cross-entropy at offset 2 against what the next token lost, a panel a corpus, a marker for each arm in `looks`: arm ->
+    (whose colour in STYLE, `open` or `full`).
 
-    table: corpus, arm (its kind, a comma, its budget, and what else), offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high
-    (above the base model's)."""
-    corpora, arms = list(dict.fromkeys(table["corpus"])), list(dict.fromkeys(table["arm"]))
+    table: corpus, arm, offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high (above the base model's)."""
+    corpora = list(dict.fromkeys(table["corpus"]))
     figure, axes = new_axes(len(corpora), width=3.8, height=3.8)
     for ax, corpus in zip(axes, corpora, strict=True):
-        for i, arm in enumerate(arms):
-            row = table[(table.corpus == corpus) & (table.arm == arm)].iloc[0]
+        for i, (arm, (name, fill)) in enumerate(looks.items()):
+            row, colour = table[(table.corpus == corpus) & (table.arm == arm)].iloc[0], STYLE[name][0]
             bars = {
                 f"{a}err": [[row[n] - row[f"{n}_low"]], [row[f"{n}_high"] - row[n]]] for a, n in (("x", "ntp"), ("y", "offset2"))
             }
-            colour = STYLE[kind][0] if (kind := arm.split(",")[0]) in STYLE else STYLE["ntp"][0]
-            look = {"color": colour, "marker": MARKERS[i], "markersize": 8, "linestyle": "none", "elinewidth": 0.8}
-            ax.errorbar(row["ntp"], row["offset2"], **bars, **look, label=arm, markerfacecolor="white" if "1x" in arm else colour)
+            look = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 8, "linestyle": "none", "elinewidth": 0.8}
+            look["markerfacecolor"] = colour if fill == "full" else "white"
+            ax.errorbar(row["ntp"], row["offset2"], **bars, **look, label=arm)
         ax.set_xscale("symlog", linthresh=0.03)
         ticks = (-0.03, 0, 0.03, 0.3, 3)
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])

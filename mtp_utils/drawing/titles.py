@@ -5,7 +5,7 @@ A second line says what was measured. Numbers are those of the largest backbone 
 
 import pandas as pd
 
-from .words import beside, count, each, ends, number, value
+from .numbers import beside, count, each, ends, number, span, value
 
 CONTROLS = ("unigram", "skip_bigram", "skip_trigram")
 
@@ -19,22 +19,21 @@ def offsets(table: pd.DataFrame, backbone: str) -> str:
 
 def ladder(summary: pd.DataFrame) -> str:
     """00: next-token loss of the smallest and the largest backbone."""
-    rows = summary[summary.seed == 0]
-    sizes = f"From {count(rows.n_params.min())} to {count(rows.n_params.max())} parameters the next token costs"
-    return f"{sizes}: {each(rows, lambda part: ends(part, 'n_params'))} nats\nheld-out loss, all tokens"
+    rows = summary[summary.seed == summary["seed"].min()]
+    found = each(rows, lambda part: ends(part, "n_params"))
+    return f"The next token at {_sizes(rows)} parameters costs: {found} nats\nheld-out loss, all tokens"
 
 
 def against_counting(summary: pd.DataFrame, metric: str, backbone: str) -> str:
     """01: the marginal two tokens ahead beside the best of the counting controls."""
     rows = summary[(summary.offset == 2) & (summary.metric == metric)]
-    best = max if metric == "top1" else min
-    unit = "" if metric == "top1" else " nats"
+    best, unit = (max, "") if metric == "top1" else (min, " nats")
 
     def of(part: pd.DataFrame) -> str:
         counting = best(value(part, predictor=name) for name in CONTROLS)
-        return f"{number(value(part, predictor='marginal'))} where counting reaches {number(counting)}"
+        return f"{number(value(part, predictor='marginal'))}{unit} where counting reaches {number(counting)}"
 
-    return f"Two tokens ahead{unit}: {each(rows, of)}\n{backbone}, the documents' own tokens"
+    return f"Two tokens ahead: {each(rows, of)}\n{backbone}, the documents' own tokens"
 
 
 def label_sources(summary: pd.DataFrame, backbone: str) -> str:
@@ -64,9 +63,10 @@ def estimators(summary: pd.DataFrame, backbone: str) -> str:
 
 def size(summary: pd.DataFrame) -> str:
     """02: cross-entropy at offset 2 of the smallest and the largest backbone."""
-    rows = summary[(summary.offset == 2) & (summary.metric == "cross_entropy") & (summary.seed == 0)]
-    sizes = f"From {count(rows.n_params.min())} to {count(rows.n_params.max())} parameters the token after next costs"
-    return f"{sizes}: {each(rows, lambda part: ends(part, 'n_params'))} nats\nthe marginal, and the next token beside it"
+    rows = summary[(summary.offset == 2) & (summary.metric == "cross_entropy")]
+    rows = rows[rows.seed == rows["seed"].min()]
+    found = each(rows, lambda part: ends(part, "n_params"))
+    return f"The token after next at {_sizes(rows)} parameters costs: {found} nats\nthe marginal, and the next token beside it"
 
 
 def offset_two_against_one(summary: pd.DataFrame) -> str:
@@ -108,50 +108,52 @@ def criteria(table: pd.DataFrame, backbone: str) -> str:
 
 
 def layers(summary: pd.DataFrame, backbone: str) -> str:
-    """03: the layers that are read best one and two tokens ahead."""
+    """03: the layers with the lowest cross-entropy one and two tokens ahead."""
     rows = summary[(summary.readout == "probe") & (summary.metric == "cross_entropy")]
 
     def of(part: pd.DataFrame) -> str:
         best = [part[part.offset == k].sort_values("value")["layer"].iloc[0] for k in (1, 2)]
         return f"{best[0]} and {best[1]}"
 
-    return f"Layer read best one and two tokens ahead: {each(rows, of)}\n{backbone}: by a probe (solid) and by the lens (dotted)"
+    found = each(rows, of)
+    return f"Layer with the lowest loss one and two tokens ahead: {found}\n{backbone}: by a probe (solid), by the lens (dotted)"
 
 
 def twins(summary: pd.DataFrame) -> str:
-    """03: offset 2 read from each kind of backbone's best layer."""
+    """03: offset 2 read from each kind of backbone, the lowest of its layers."""
     rows = summary[summary.metric == "cross_entropy"]
     kinds = list(dict.fromkeys(rows["kind"]))
     found = each(rows, lambda part: " / ".join(number(part[part.kind == kind]["value"].min()) for kind in kinds))
-    return f"Two tokens ahead from the best layer, {' / '.join(kinds)}: {found} nats\nby a probe on each layer"
+    return f"Two tokens ahead, lowest of all layers, {' / '.join(kinds)}: {found} nats\nby a probe on each layer"
 
 
 def similarity(table: pd.DataFrame) -> str:
     """03: how alike the embeddings and the last layer are."""
-    ends_of = table[(table.layer == 0) & (table.other == table["other"].max())]
+    ends_of = table[(table.layer == 0) & (table.other == table.groupby("backbone")["other"].transform("max"))]
     found = each(ends_of, lambda part: number(part["cka"].iloc[0]), "backbone")
     return f"Embeddings and last layer are alike by: {found}\nlinear CKA of the layers, {table['corpus'].iloc[0]}"
 
 
 def mix_weights(table: pd.DataFrame) -> str:
     """03: the weight that the mix leaves on the last layer at offset 2."""
-    rows = table[(table.offset == 2) & (table.layer == table["layer"].max())]
+    rows = table[(table.offset == 2) & (table.layer == table.groupby("backbone")["layer"].transform("max"))]
     found = each(rows, lambda part: number(part["weight"].iloc[0]), "backbone")
     return f"Two tokens ahead a mix started at the last layer leaves there: {found}\nresidual heads on the frozen backbone"
 
 
-def frozen_heads(summary: pd.DataFrame, backbone: str) -> str:
-    """04: how far the best kind of heads stays above the marginal at offset 2."""
-    rows = summary[(summary.offset == 2) & (summary.metric == "excess_ce")]
-    found = each(rows, lambda part: number(part["value"].min()))
-    return f"Two tokens ahead the best kind of heads stays above the marginal by: {found} nats\n{backbone}, frozen, on data"
+def frozen_heads(summary: pd.DataFrame, kind: str, backbone: str) -> str:
+    """04: how far one kind of heads stays above the marginal at offset 2."""
+    rows = summary[(summary.offset == 2) & (summary.metric == "excess_ce") & (summary.arm == kind)]
+    found = each(rows, lambda part: number(part["value"].iloc[0]))
+    what = f"{backbone}, frozen, on data: {kind}, best on validation"
+    return f"Two tokens ahead the best kind of heads stays above the marginal by: {found} nats\n{what}"
 
 
 def by_tokens(summary: pd.DataFrame, what: str) -> str:
     """04: the gap at the least and at the most tokens."""
     rows = summary[summary.metric == "excess_ce"]
-    tokens = f"From {count(rows.train_tokens.min())} to {count(rows.train_tokens.max())} tokens the gap to the marginal goes from"
-    return f"{tokens}: {each(rows, lambda part: ends(part, 'train_tokens'))} nats\n{what}"
+    tokens = span(rows["train_tokens"].min(), rows["train_tokens"].max(), count)
+    return f"The gap to the marginal after {tokens} tokens: {each(rows, lambda part: ends(part, 'train_tokens'))} nats\n{what}"
 
 
 def labels(summary: pd.DataFrame, backbone: str) -> str:
@@ -165,8 +167,8 @@ def labels(summary: pd.DataFrame, backbone: str) -> str:
 def by_size(summary: pd.DataFrame) -> str:
     """04: the gap of the smallest and of the largest backbone's heads."""
     rows = summary[(summary["metric"] == "gap") & (summary["name"] == "frozen")]
-    sizes = f"From {count(rows.n_params.min())} to {count(rows.n_params.max())} parameters the heads' gap goes from"
-    return f"{sizes}: {each(rows, lambda part: ends(part, 'n_params'))} nats\noffset 2: marginal, best frozen head, their gap"
+    found = each(rows, lambda part: ends(part, "n_params"))
+    return f"The heads' gap to the marginal at {_sizes(rows)} parameters: {found} nats\noffset 2: marginal, best frozen head, gap"
 
 
 def budgets(summary: pd.DataFrame, backbone: str) -> str:
@@ -224,3 +226,7 @@ def scorecard(verdicts: pd.DataFrame) -> str:
     """07: how many verdicts of each kind."""
     found = ", ".join(f"{n} {verdict}" for verdict, n in verdicts["verdict"].value_counts(sort=False).items())
     return f"{len(verdicts)} contrasts: {found}\neach with its 95 % interval, in its own unit; the line is what it has to exceed"
+
+
+def _sizes(rows: pd.DataFrame) -> str:
+    return span(rows["n_params"].min(), rows["n_params"].max(), count)

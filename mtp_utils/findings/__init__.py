@@ -1,7 +1,10 @@
-"""Findings: measure -> table -> verdict, by finding. A measuring function takes a backbone and token blocks and returns a table.
+"""Findings: measure -> table -> verdict, by finding.
 
-measures, stored and controls serve C1 and C2; arms, gaps, layers and frozen_heads C3; joint_heads C4; speed and drafts draft and
-verify. What decides each claim stands in claims.py.
+measured:   measures controls (the marginal), head_measures (heads), speed (drafts), said (the explorer); scoring ngrams
+arranged:   stored (what is measured once), arms (heads tuned and trained alike), layers (read-outs of one layer)
+            layer_readings (03), frozen_heads (04), joint_heads (05), drafts (06)
+tables:     marginal_tables (01, 02), gaps (03 to 05), joint_tables (05), speed_tables (06); metrics: intervals
+decided:    claims (the contrasts), marginal_claims (C1, C2), head_claims (C3, C4)
 """
 
 from mtp_utils import hand_on

@@ -15,7 +15,9 @@ from ..heads.features import FrozenFeatures
 from ..heads.heads import Heads
 from ..heads.spec import HeadSpec
 from ..heads.training import Training
-from ..text import blocks as blocks_module
+from ..text import corpora
+from ..text.blocks import CONTEXT, training_blocks
+from . import head_measures
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
@@ -93,9 +95,9 @@ def bench_of(run, backbone, test: dict, *, tokens: int | None = None, layers=Non
     first `skip`), on a few validation blocks, and on `test` (corpus -> evaluation blocks). Each is computed when first asked
     for, and only if something is not stored yet."""
     layers = depth_of(backbone) if layers is None else layers
-    text = _heads_text(backbone, skip + (tokens or run.profile.head_tokens))[-(-skip // blocks_module.CONTEXT) :]
-    corpora = len(blocks_module.corpora.names())
-    n = min(max(corpora, len(text) // VALIDATION_SHARE), 8 * corpora)
+    text = _heads_text(backbone, skip + (tokens or run.profile.head_tokens))[-(-skip // CONTEXT) :]
+    n_corpora = len(corpora.names())
+    n = min(max(n_corpora, len(text) // VALIDATION_SHARE), 8 * n_corpora)
     texts = text, _blocks_of("validation", backbone, n)
     found = [FrozenFeatures(backbone, t, layers, horizon) for t in texts]
     return Bench(*found, {c: (part, FrozenFeatures(backbone, part.tokens, layers)) for c, part in test.items()})
@@ -112,11 +114,11 @@ def layers_of(backbone, spec: HeadSpec) -> tuple[int, ...]:
 
 
 def _heads_text(backbone, tokens: int) -> torch.Tensor:
-    return _blocks_of("heads", backbone, -(-tokens // blocks_module.CONTEXT))
+    return _blocks_of("heads", backbone, -(-tokens // CONTEXT))
 
 
 def _blocks_of(split: str, backbone, n: int) -> torch.Tensor:
-    return torch.from_numpy(blocks_module.training_blocks(split, backbone.tokenizer, n, 0).astype(np.int64))
+    return torch.from_numpy(training_blocks(split, backbone.tokenizer, n, 0).astype(np.int64))
 
 
 def trained_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
@@ -181,11 +183,7 @@ def states_seconds(run, bench: Bench) -> float:
     """What making the training states of a bench took; they are made if that is not known."""
     made, name = bench.train, bench.backbone.name.replace("/", "-")
     stem = f"03_states_{name}_{made.tokens.numel()}_{''.join(map(str, made.layers))}_{made.fingerprint[:8]}"
-    return run.measure_arrays(stem, _made, features=made, layers=made.layers).seconds
-
-
-def _made(features: FrozenFeatures, layers: tuple[int, ...]) -> dict[str, np.ndarray]:
-    return {"bytes": np.array(features.states.nbytes)}
+    return run.measure_arrays(stem, head_measures.states_made, features=made, layers=made.layers).seconds
 
 
 def untrained_arm(run, bench: Bench, spec: HeadSpec) -> Arm:
@@ -193,13 +191,8 @@ def untrained_arm(run, bench: Bench, spec: HeadSpec) -> Arm:
     name = f"{spec.kind}-{spec.features}-start-{''.join(map(str, spec.offsets))}"
     arrays = run.measure_arrays(
         f"03_heads_{bench.backbone.name.replace('/', '-')}_{name}",
-        initial_heads,
+        head_measures.initial_heads,
         backbone=bench.backbone,
         spec=spec,
     )
     return Arm(spec, Training(0.0, 0), arrays, name)
-
-
-def initial_heads(backbone, spec: HeadSpec) -> dict[str, np.ndarray]:
-    """The tensors of untrained heads, as training.trained_heads leaves them."""
-    return Heads(backbone, spec).arrays()

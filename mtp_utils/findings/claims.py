@@ -1,7 +1,8 @@
 """The contrast that decides each claim, the rule that makes a verdict of it, and the verdict. Reads tables only.
 
 What a contrast compares is computed in marginal_claims.py (C1, C2) and head_claims.py (C3, C4). Everything a notebook shows
-beyond these contrasts is exploratory. """
+beyond these contrasts is exploratory.
+"""
 
 from dataclasses import dataclass
 
@@ -33,8 +34,8 @@ class Contrast:
 
 BUDGET = (
     "2026-11-26",
-    "heads that decide see 262,144 tokens instead of 65,536, at rates settled on validation with all of them: the first ones had "
-    "still been learning",
+    "in the default profile heads that decide see 262,144 tokens instead of 65,536, at rates settled on validation with all of "
+    "them: the first ones had still been learning",
 )
 CONTRASTS = {
     "C1": Contrast(

@@ -10,6 +10,7 @@ import torch
 from ..text import blocks as blocks_module
 from ..text import corpora
 from ..text.grammar import translation
+from ..text.tokens import encode, end_of
 from . import ngrams, scoring
 from .scoring import Labels, Tokenizer, score
 
@@ -33,7 +34,7 @@ _counted = {}
 def _control_log_probs(tokenizer, blocks, split: str, vocabulary: int) -> dict[tuple[int, str], torch.Tensor]:
     """(offset, predictor) -> (positions, vocab) log-probs of the counting controls, nats."""
     stream = blocks_module.stream(blocks.corpus, split, tokenizer)
-    end = blocks_module.end_of(tokenizer)
+    end = end_of(tokenizer)
     row, t = np.nonzero(blocks.scored.numpy())
     contexts = np.stack([blocks.tokens[row, t - 1].numpy(), blocks.tokens[row, t].numpy()], 1)
     return {
@@ -81,7 +82,7 @@ def _alternatives(document, prefix: list[int], tokenizer) -> list[tuple[list[int
     pair, (first, last) = next((p, s) for p, s in zip(document.pairs, document.spans, strict=True) if s[0] <= now < s[1])
     options = translation.german_distribution(pair, document.rate)
     texts = [document.text[:first] + german + document.text[last - 1 :] for german, _ in options]
-    encoded = blocks_module.encode(tokenizer, texts)
+    encoded = encode(tokenizer, texts)
     return [(ids, p) for ids, (_, p) in zip(encoded, options, strict=True) if ids[: len(prefix)] == prefix]
 
 

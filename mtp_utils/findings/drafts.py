@@ -32,11 +32,12 @@ class DraftingHeads:
         bench = arms.bench_of(run, backbone, test)
         grid = frozen_heads.grid_arms(run, bench)
         (one,) = (arm for arm in grid if (arm.spec.kind, arm.spec.features) == ("residual", "last"))
-        return cls(bench, grid, frozen_heads.to_offset(run, bench, one, run.profile.horizon))
+        return cls(bench, grid, (one, *frozen_heads.for_offsets(run, bench, one, run.profile.horizon)))
 
     def best(self, run) -> tuple[arms.Arm, ...]:
         """The kind that is best at offset 2 on validation, with a head for every offset up to the horizon."""
-        return frozen_heads.to_offset(run, self.bench, arms.best_at(2, self.grid), run.profile.horizon)
+        best = arms.best_at(2, self.grid)
+        return (best, *frozen_heads.for_offsets(run, self.bench, best, run.profile.horizon))
 
 
 def passes_of(
@@ -67,7 +68,7 @@ def seconds_of(run, backbone: Backbone, test: dict, draftings: dict[str, Draftin
     """corpus -> the seconds of every way of decoding, one prompt at a time (speed.decoding_seconds), on the profile's timed
     prompts; twice as many tokens after each as where passes are counted."""
     on, found = f"{run.provenance['device']}, {run.provenance['threads']} threads", {}
-    given = {"n_prompts": run.profile.timed_prompts, "new_tokens": 2 * run.profile.new_tokens, "on": on, "assistant": assistant}
+    given = {"n_prompts": run.profile.timed_prompts, "new_tokens": run.profile.timed_tokens, "on": on, "assistant": assistant}
     for corpus, blocks in test.items():
         stem, given["blocks"] = f"06_seconds_{backbone.name.replace('/', '-')}_{corpus}", blocks
         found[corpus] = run.measure_arrays(stem, speed.decoding_seconds, backbone=backbone, draftings=draftings, **given)

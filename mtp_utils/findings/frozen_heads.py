@@ -9,7 +9,7 @@ import torch
 from ..backbones.load import Backbone
 from ..heads.spec import HeadSpec
 from ..heads.training import TRAIN_LABELS, Training, heads_from
-from . import arms, gaps, head_claims, layer_readings, metrics, scoring, stored
+from . import arms, gaps, head_claims, head_measures, layer_readings, layers, metrics, scoring, stored
 
 
 def grid_arms(run, bench: arms.Bench) -> list[arms.Arm]:
@@ -20,10 +20,15 @@ def grid_arms(run, bench: arms.Bench) -> list[arms.Arm]:
     return [arms.tuned_arm(run, bench, spec) for spec in specs]
 
 
-def to_offset(run, bench: arms.Bench, arm: arms.Arm, last: int) -> tuple[arms.Arm, ...]:
-    """The arm, and a further one of its kind for the offsets up to `last` that it lacks."""
+def for_offsets(run, bench: arms.Bench, arm: arms.Arm, last: int) -> list[arms.Arm]:
+    """Further heads of the arm's kind, for those offsets up to `last` that it lacks: one arm, or none."""
     missing = tuple(k for k in range(2, last + 1) if k not in arm.spec.offsets)
-    return (arm, arms.tuned_arm(run, bench, replace(arm.spec, offsets=missing))) if missing else (arm,)
+    return [arms.tuned_arm(run, bench, replace(arm.spec, offsets=missing))] if missing else []
+
+
+def drawn_once(scores: pd.DataFrame, backbone: Backbone) -> pd.DataFrame:
+    """The scores without the heads on the best single layer, where that is the last one: they are those on the last layer."""
+    return scores[scores["features"] != str(arms.depth_of(backbone)[-1])]
 
 
 def losses_by_kind(trained: list[arms.Arm], backbone: str) -> pd.DataFrame:
@@ -53,18 +58,21 @@ def scores_by_tokens(run, backbone: Backbone, test: dict, arm: arms.Arm) -> pd.D
     """Scores on data labels at offset 2 of the arm's kind trained on a quarter of the deciding tokens, on all of them, and on
     four times as many, at the rate that suits the deciding tokens. `name`: the kind of head."""
     most = 4 * run.profile.deciding_tokens
-    on = tuple(sorted({*arms.layers_of(backbone, arm.spec), arms.depth_of(backbone)[-1]}))
-    bench = arms.bench_of(run, backbone, test, tokens=most, layers=on)
+    bench = arms.bench_of(run, backbone, test, tokens=most, layers=_read_by(backbone, arm))
     spec, how = at_offset_two(run, bench, arm)
     trained = [arms.trained_arm(run, bench, spec, replace(how, tokens=tokens)) for tokens in (most // 16, most // 4, most)]
     scores = pd.concat([gaps.scored(run, bench, [one]) for one in trained], ignore_index=True)
     return scores[scores.label_source == "data"].assign(name=arm.spec.kind)
 
 
-def label_bench(run, backbone: Backbone, test: dict, arm: arms.Arm) -> arms.Bench:
+def bench_for_labels(run, backbone: Backbone, test: dict, arm: arms.Arm) -> arms.Bench:
     """Where heads of the arm's kind are trained on labels that the backbone drew."""
-    on = tuple(sorted({*arms.layers_of(backbone, arm.spec), arms.depth_of(backbone)[-1]}))
-    return arms.bench_of(run, backbone, test, layers=on, horizon=2)
+    return arms.bench_of(run, backbone, test, layers=_read_by(backbone, arm), horizon=2)
+
+
+def _read_by(backbone: Backbone, arm: arms.Arm) -> tuple[int, ...]:
+    """The layers that the arm's kind reads at offset 2, and the last one."""
+    return tuple(sorted({*arms.layers_of(backbone, replace(arm.spec, offsets=(2,))), arms.depth_of(backbone)[-1]}))
 
 
 def taught_by(run, bench: arms.Bench, arm: arms.Arm) -> dict[str, arms.Arm]:
@@ -78,7 +86,7 @@ def identity_table(run, bench: arms.Bench, arm: arms.Arm) -> pd.DataFrame:
     with each document's label exchanged for the next one's, which must not be (head_claims.identity_z)."""
     rows = []
     for corpus, (blocks, states) in bench.test.items():
-        log_q = gaps.head_log_probs(heads_from(arm.arrays, bench.backbone, arm.spec), states, blocks.scored)[2]
+        log_q = head_measures.head_log_probs(heads_from(arm.arrays, bench.backbone, arm.spec), states, blocks.scored)[2]
         log_m = torch.from_numpy(stored.marginal(run, bench.backbone, blocks, 2).values["log_probs"])
         labels = stored.labels(run, bench.backbone, blocks).table
         labels = labels[(labels.offset == 2) & (labels.label_source == "sampled")]
@@ -98,7 +106,7 @@ def size_table(run, backbones: dict[str, Backbone], test: dict, scores: pd.DataF
     for name, backbone in backbones.items():
         for corpus, part in test.items():
             log_m = torch.from_numpy(stored.marginal(run, backbone, part, 2).values["log_probs"])
-            floor = gaps.unembedding_floor(log_m, backbone.model.get_output_embeddings().weight.cpu())
+            floor = head_measures.unembedding_floor(log_m, backbone.model.get_output_embeddings().weight.cpu())
             rows.append(scoring.positions_of(part).assign(backbone=name, name="floor", gap=floor.numpy()))
             kind = best[name].spec
             ours = data[(data.backbone == name) & (data.corpus == corpus)]
@@ -111,13 +119,12 @@ def size_table(run, backbones: dict[str, Backbone], test: dict, scores: pd.DataF
     return found.assign(n_params=found["backbone"].map({name: b.n_params for name, b in backbones.items()}))
 
 
-def twin_controls(run, twins: dict[str, Backbone], test: dict, arm: arms.Arm, judge: Backbone) -> dict[str, pd.DataFrame]:
+def twin_controls(run, mtp: Backbone, offset2: Backbone, test: dict, arm: arms.Arm, judge: Backbone) -> dict[str, pd.DataFrame]:
     """C3b's two controls, scored beside the marginal of `judge`: the same kind of heads, tuned anew, on the twin pre-trained for
-    several tokens; and the model trained on offset 2 alone, whose LM head is the answer. twins: the two, in this order."""
-    mtp, alone = twins.values()
+    several tokens (mtp); and the model trained on offset 2 alone (offset2), whose LM head is the answer."""
     tuned = arms.tuned_arm(run, arms.bench_of(run, mtp, test), replace(arm.spec, offsets=(2,)))
-    bench = arms.bench_of(run, alone, test)
-    itself = arms.untrained_arm(run, bench, layer_readings.layers.lens(bench.train.layers[-1], (2,)))
+    bench = arms.bench_of(run, offset2, test)
+    itself = arms.untrained_arm(run, bench, layers.lens(bench.train.layers[-1], (2,)))
     return {
         "heads on the MTP twin": deciding_scores(run, mtp, test, tuned, judge),
         "trained on offset 2 alone": gaps.scored(run, bench, [itself], judge),

@@ -115,17 +115,18 @@ def c4_effects(frozen: pd.DataFrame, joint: pd.DataFrame, longer: pd.DataFrame, 
     return pd.DataFrame(rows)
 
 
-def shares_closed(joint: pd.DataFrame, frozen: pd.DataFrame) -> pd.DataFrame:
-    """1 - gap(joint) / gap(frozen) by corpus, offset 2, data labels, with its 95 % interval (bootstrap over documents, and
-    over the seeds of either side); nan where the frozen gap's own interval does not lie above 0. On data it may exceed 1."""
-    rows, joint, frozen = [], _judged(joint), _judged(frozen)
-    for corpus, part in joint.groupby("corpus", sort=False):
-        ours, theirs = (_by_document(x, "excess_ce") for x in (part, frozen[frozen.corpus == corpus]))
-        if not ours.index.equals(theirs.index):
-            raise ValueError(f"other documents on the two sides: {len(ours)} and {len(theirs)}")
-        rng, documents = np.random.default_rng(0), metrics.resamples(len(ours))
+def shares_closed(ours: pd.DataFrame, against: pd.DataFrame) -> pd.DataFrame:
+    """What our gap is smaller than another's, as a share of it: 1 - gap(ours) / gap(against) by corpus, offset 2, data labels,
+    with its 95 % interval (bootstrap over documents, and over the seeds of either side); nan where the interval of the gap it
+    is held against does not lie above 0. On data it may exceed 1."""
+    rows, ours, against = [], _judged(ours), _judged(against)
+    for corpus, part in ours.groupby("corpus", sort=False):
+        mine, theirs = (_by_document(x, "excess_ce") for x in (part, against[against.corpus == corpus]))
+        if not mine.index.equals(theirs.index):
+            raise ValueError(f"other documents on the two sides: {len(mine)} and {len(theirs)}")
+        rng, documents = np.random.default_rng(0), metrics.resamples(len(mine))
         gaps = []
-        for table in (ours, theirs):
+        for table in (mine, theirs):
             means, n = documents @ table.to_numpy() / len(table), table.shape[1]  # (draws, seeds)
             centre = means.mean(1, keepdims=True)
             means = centre + (means - centre) * (n / max(1, n - 1)) ** 0.5  # few seeds drawn again vary too little
@@ -133,9 +134,9 @@ def shares_closed(joint: pd.DataFrame, frozen: pd.DataFrame) -> pd.DataFrame:
         low = np.quantile(gaps[1], 0.025)
         value, interval = np.nan, (np.nan, np.nan)
         if low > 0:
-            value = 1 - ours.to_numpy().mean() / theirs.to_numpy().mean()
+            value = 1 - mine.to_numpy().mean() / theirs.to_numpy().mean()
             interval = np.quantile(1 - gaps[0] / gaps[1], [0.025, 0.975])
-        rows.append({"corpus": corpus, "value": value, "ci_low": interval[0], "ci_high": interval[1], "n_documents": len(ours)})
+        rows.append({"corpus": corpus, "value": value, "ci_low": interval[0], "ci_high": interval[1], "n_documents": len(mine)})
     return pd.DataFrame(rows)
 
 
@@ -157,9 +158,9 @@ def c4(effects: pd.DataFrame, shares: pd.DataFrame, doubling: pd.DataFrame, back
     )
     return verdict_on(
         "C4",
-        f"{backbone}, offset 2, data labels ({arm}): joint heads ahead of frozen ones at equal tokens and {second[6:]}, "
-        f"and behind the base model's marginal{'' if settled else ' at this budget'} [nats]; the least certain of the three, "
-        f"worst corpus ({row.corpus}: {row.part})",
+        f"{backbone}, offset 2, data labels ({arm}): joint heads ahead of frozen ones at equal tokens and "
+        f"{second.removeprefix('helps ')}, and behind the base model's marginal{'' if settled else ' at this budget'} [nats]; "
+        f"the least certain of the three, worst corpus ({row.corpus}: {row.part})",
         row,
         seeds,
         decide(worst, CONTRASTS["C4"].threshold, bool(effects["seeds_agree"].all())),

@@ -8,29 +8,34 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from ..backbones.anatomy import unembed
 from ..backbones.load import Backbone
 from ..base import ranks
 from ..base.keys import fingerprint
 from ..base.records import Arrays
 from ..base.runtime import choose_dtype
 from ..heads import joint
-from ..heads.features import BLOCKS, FrozenFeatures
 from ..heads.spec import HeadSpec
 from ..heads.together import Joint, trained_backbone
 from ..heads.training import Training, heads_from
-from . import arms, gaps, scoring, stored
+from . import arms, gaps, head_measures, stored
 
 MULTIPLES = (1.0, 0.1, 0.01)  # of the heads' rate, tried for the backbone's
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Heads and what gives the backbone that they read: the base model, or a trained copy, which is read when it is asked for,
-    so that many of them are not held at once. Without heads: a backbone trained for the next token alone."""
+    """Heads (kind: `frozen` or `joint`, after how they were trained) and what gives the backbone that they read: the base
+    model, or a trained copy, which is read when it is asked for, so that many of them are not held at once. Without heads: a
+    backbone trained for the next token alone."""
 
+    kind: str
     arm: arms.Arm
     backbone: Callable[[], Backbone]
+
+    @property
+    def tokens(self) -> int:
+        """That the heads were trained on."""
+        return self.arm.training.tokens
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Study:
     """Frozen and joint heads of one kind at offset 2 on one base model, all on the same text in the same order.
 
     spec, rate: of the heads, the kind that is best on validation on the frozen base model's last layer, and the rate that suits
-    it there; bench: with the deciding tokens. """
+    it there; bench: with the deciding tokens.
+    """
 
     run: object
     test: dict
@@ -80,8 +86,8 @@ class Study:
         mixed = arms.bench_of(self.run, self.base, self.test, tokens=self.run.profile.deciding_tokens, layers=depth)
         return replace(self, bench=mixed, spec=replace(self.spec, features="mix"))
 
-    def longer(self, tokens: int) -> arms.Bench:
-        """A bench of the same layers with that many tokens."""
+    def with_tokens(self, tokens: int) -> arms.Bench:
+        """A bench of the same layers with another number of tokens."""
         return arms.bench_of(self.run, self.base, self.test, tokens=tokens, layers=self.bench.train.layers)
 
     def frozen(self, tokens: int, seeds: tuple[int, ...] = (0,), bench: arms.Bench | None = None) -> list[Trained]:
@@ -89,7 +95,7 @@ class Study:
         bench = bench or self.bench
         how = arms.settled_arm(self.run, bench, self.spec, Training(self.rate, tokens)).training
         found = [arms.trained_arm(self.run, bench, self.spec, replace(how, seed=seed)) for seed in seeds]
-        return [Trained(arm, lambda: bench.backbone) for arm in found]
+        return [Trained("frozen", arm, lambda: bench.backbone) for arm in found]
 
     def joint(self, tokens: int, seeds: tuple[int, ...] = (0,), bench: arms.Bench | None = None, **how) -> list[Trained]:
         """Heads and a copy of the base model trained together, one for each seed; how: of heads.Joint."""
@@ -149,7 +155,7 @@ def joint_arm(run, bench: arms.Bench, spec: HeadSpec | None, how: Joint) -> Trai
     if ranks.first():
         joint.checkpoint_path(**given).unlink(missing_ok=True)
     light = {n: x for n, x in found.values.items() if not n.startswith("model.")}
-    return Trained(arms.Arm(spec, how, replace(found, values=light), f"{name}-{digest}"), backbone)
+    return Trained("joint", arms.Arm(spec, how, replace(found, values=light), f"{name}-{digest}"), backbone)
 
 
 def frozen_and_joint(run, base: Backbone, test: dict) -> dict[str, Trained]:
@@ -158,7 +164,7 @@ def frozen_and_joint(run, base: Backbone, test: dict) -> dict[str, Trained]:
     study, budget = Study.of(run, base, test), run.profile.deciding_tokens // 4
     search = study.backbone_rates(budget, extend=False)
     frozen = arms.settled_arm(run, study.bench, study.spec, Training(study.rate, budget))
-    return {"frozen heads": Trained(frozen, lambda: base), "joint heads": search.tried[search.best]}
+    return {"frozen heads": Trained("frozen", frozen, lambda: base), "joint heads": search.tried[search.best]}
 
 
 def scores_of(run, trained: Trained, base: Backbone, test: dict, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -168,21 +174,7 @@ def scores_of(run, trained: Trained, base: Backbone, test: dict, name: str) -> t
     layers = tuple(sorted({*heads_from(arm.arrays, backbone, arm.spec).layers, arms.depth_of(backbone)[-1]}))
     bench = arms.bench_of(run, backbone, test, tokens=1, layers=layers)
     ntp = [
-        run.measure(f"05_ntp_{stored.stem_of(backbone, part)}", ntp_table, features=states, blocks=part)
+        run.measure(f"05_ntp_{stored.stem_of(backbone, part)}", head_measures.states_ntp_table, features=states, blocks=part)
         for part, states in bench.test.values()
     ]
     return gaps.scored(run, bench, [arm], base).assign(arm=name), pd.concat(ntp, ignore_index=True).assign(arm=name)
-
-
-@torch.no_grad()
-def ntp_table(features: FrozenFeatures, blocks) -> pd.DataFrame:
-    """Held-out next-token cross-entropy of each document's window, nats a token, from the last layer's states."""
-    model, rows = features.backbone.model, []
-    last = model.config.get_text_config().num_hidden_layers
-    for start in range(0, len(blocks.tokens), BLOCKS):
-        part = slice(start, start + BLOCKS)
-        logits = unembed(model, features.batch(part, (last,))[:, :, 0]).cpu()
-        means, _ = scoring.next_token_losses(logits, blocks.tokens[part], blocks.mask[part])
-        names = blocks.documents[part]
-        rows += [(features.backbone.name, blocks.corpus, n, 0, float(m)) for n, m in zip(names, means, strict=True)]
-    return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "position", "cross_entropy"])

@@ -15,28 +15,25 @@ def on_data(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def budget_table(ways: dict[str, list[Trained]], scores: pd.DataFrame) -> pd.DataFrame:
-    """The gap to the marginal by corpus, `name` (frozen, joint) and train_tokens, with intervals. ways: called `frozen, ...` or
-    `joint, ...`; scores of Study.scores."""
-    tokens = {way: each[0].arm.training.tokens for way, each in ways.items()}
-    most = max(n for way, n in tokens.items() if way.startswith("joint"))
-    order = sorted(tokens, key=lambda way: (tokens[way] > most, way.startswith("joint")))  # the longest frozen ones last
+    """The gap to the marginal by corpus, `name` (frozen, joint) and train_tokens, with intervals; scores: of Study.scores."""
+    kinds, tokens = ({way: getattr(each[0], name) for way, each in ways.items()} for name in ("kind", "tokens"))
+    most = max(n for way, n in tokens.items() if kinds[way] == "joint")
+    order = sorted(ways, key=lambda way: (tokens[way] > most, kinds[way] == "joint"))  # the longest frozen ones last
     data = on_data(scores)
-    parts = [data[way].assign(name=way.split(",")[0], train_tokens=tokens[way]) for way in order]
+    parts = [data[way].assign(name=kinds[way], train_tokens=tokens[way]) for way in order]
     keys = ["corpus", "name", "train_tokens"]
     return metrics.summarise(pd.concat(parts, ignore_index=True), keys, ["excess_ce", "kl_to_marginal"])
 
 
-def share_table(ways: dict[str, list[Trained]], scores: pd.DataFrame) -> pd.DataFrame:
-    """Share of the frozen heads' gap at offset 2 that each way which is not frozen closes, against the frozen heads with as many
-    tokens (head_claims.shares_closed): corpus, arm, value with its interval; nan where that gap is not above 0."""
+def share_table(ways: dict[str, list[Trained]], scores: pd.DataFrame, plain: list[str]) -> pd.DataFrame:
+    """Share of the frozen heads' gap at offset 2 that each way closes, but for the `plain` frozen ones: those with as many
+    tokens are what it is held against (head_claims.shares_closed): corpus, arm, value with its interval; nan where that gap is
+    not above 0."""
     data = on_data(scores)
-    frozen = {ways[way][0].arm.training.tokens: data[way] for way in ways if way.startswith("frozen")}
-    others = {way: part for way, part in data.items() if not way.startswith("frozen")}
-    return pd.concat(
-        [head_claims.shares_closed(part, frozen[ways[way][0].arm.training.tokens]).assign(arm=way, offset=2, metric="share")
-         for way, part in others.items()],
-        ignore_index=True,
-    )  # fmt: skip
+    against = {ways[way][0].tokens: data[way] for way in plain}
+    others = [way for way in ways if way not in plain]
+    found = [head_claims.shares_closed(data[way], against[ways[way][0].tokens]).assign(arm=way) for way in others]
+    return pd.concat(found, ignore_index=True).assign(offset=2, metric="share")
 
 
 def gap_table(scores: pd.DataFrame, base: Backbone) -> pd.DataFrame:

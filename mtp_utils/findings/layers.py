@@ -1,18 +1,17 @@
-"""What each layer of a backbone holds: controls for its read-outs, and how alike layers are. Read-outs themselves are heads
-on one layer: untrained (the logit lens) and trained (a probe), from gaps.py."""
+"""Read-outs of one layer as kinds of heads (the logit lens untrained, a probe trained), and controls for them: an untrained
+backbone, noise in place of states."""
 
 import dataclasses
 import hashlib
 
 import numpy as np
-import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM
 
 from ..backbones.load import Backbone
 from ..heads.features import FrozenFeatures, state_array
 from ..heads.spec import HeadSpec
-from . import arms, metrics
+from . import arms
 
 
 def lens(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
@@ -58,17 +57,3 @@ def on_noise(bench: arms.Bench, layer: int) -> arms.Bench:
         return NoiseFeatures(f.backbone, f.tokens, (layer,), f.horizon)
 
     return arms.Bench(noise(bench.train), noise(bench.validation), {c: (part, noise(f)) for c, (part, f) in bench.test.items()})
-
-
-def similarity_table(features: FrozenFeatures, blocks, n: int = 1500) -> pd.DataFrame:
-    """Unbiased linear CKA of every two layers over `n` tokens drawn from the blocks, never a block's first: layer, other, cka."""
-    inside = blocks.mask.clone()
-    inside[:, 0] = False
-    row, t = (x.numpy() for x in inside.nonzero(as_tuple=True))
-    chosen = np.random.default_rng(0).choice(len(row), min(n, len(row)), replace=False)
-    alike = metrics.cka([layer[row[chosen], t[chosen]] for layer in features.states])
-    names = {"backbone": features.backbone.name, "corpus": blocks.corpus}
-    return pd.DataFrame(
-        [{**names, "layer": a, "other": b, "cka": alike[i, j]}
-         for i, a in enumerate(features.layers) for j, b in enumerate(features.layers)]
-    )  # fmt: skip

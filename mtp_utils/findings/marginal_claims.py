@@ -1,4 +1,5 @@
-"""C1 and C2: the marginal beats counting; it grows with size and depends on the data. Reads the tables of measures.py only."""
+"""C1 and C2: the marginal beats counting; it grows with size and depends on the data. Reads the score tables of stored.py
+only."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from .ngrams import PREDICTORS
 
 def c1_effects(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
     """C1, every comparison: marginal minus control in top-1, control minus marginal in cross-entropy (both: more is better),
-    on data labels at offsets 1 and 2, paired by position, by corpus, metric and control. scores: rows of measures.py."""
+    on data labels at offsets 1 and 2, paired by position, by corpus, metric and control. scores: rows of stored.marginal_scores
+    and control_scores."""
     here = scores[(scores.backbone == backbone) & scores.offset.isin([1, OFFSET]) & (scores.label_source == LABELS)]
     rows = []
     for (corpus, offset), group in here.groupby(["corpus", "offset"], sort=False):

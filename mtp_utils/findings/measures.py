@@ -1,7 +1,8 @@
-"""Measuring functions: a backbone and evaluation blocks in, a tidy DataFrame out, one row per scored position and predictor.
+"""Measuring functions of the marginal: a backbone and evaluation blocks in, a tidy DataFrame (or arrays) out.
 
-Columns shared by all: backbone, corpus, document, position, offset, label_source, predictor, estimator, log_prob (nats, of
-the label), top1, top5 (0/1). Summaries and intervals are made from these tables by metrics.py, figures from those.
+Columns of a score table, a row for each scored position, label source and predictor: backbone, corpus, document, position,
+offset, label_source, predictor, estimator, log_prob (nats, of the label), top1, top5 (0/1). Summaries and intervals are made
+from these tables by metrics.py, figures from those.
 """
 
 import numpy as np

@@ -15,14 +15,14 @@ LARGEST_EXACT = 4096  # vocabulary up to which offset 2 is summed over all of it
 BEYOND = {"top_k": 128, "samples": 128}  # offset 2 above that
 
 
-def exact_sums(backbone) -> bool:
+def sums_exactly(backbone) -> bool:
     """Whether offset 2 is an exact sum on this backbone."""
     return backbone.model.get_output_embeddings().weight.shape[0] <= LARGEST_EXACT
 
 
 def estimators_of(backbone) -> dict[int, dict]:
     """offset -> arguments of future_log_probs, for a vocabulary of that size."""
-    return ESTIMATORS if exact_sums(backbone) else ESTIMATORS | {2: BEYOND}
+    return ESTIMATORS if sums_exactly(backbone) else ESTIMATORS | {2: BEYOND}
 
 
 def stem_of(backbone, blocks) -> str:

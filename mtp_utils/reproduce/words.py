@@ -19,7 +19,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The command line as `.word`, `.only`, `.force`, `.list`; exits with 2 and one line on a word that is unknown."""
+    """The command line as `.word`, `.only`, `.backbone`, `.text`, `.force`, `.dry_run`, `.list`; exits with 2 and one line on a
+    word that is unknown."""
     parser = _Parser("reproduce.sh", description="Run the notebooks and draw every figure.", allow_abbrev=False)
     parser.add_argument("word", nargs="?", default="default", help=f"{', '.join((*PROFILES, *COMMANDS))}")
     parser.add_argument("--only", nargs="+", metavar="NN", help="run these notebooks alone, by their numbers")

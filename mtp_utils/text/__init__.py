@@ -1,6 +1,6 @@
 """Texts: documents in four splits, blocks of tokens, and the positions that count. `grammar/` makes the translations.
 
-offsets.py is the only place of the project that slices along time.
+offsets.py is the only place where predictions and labels are aligned along time.
 """
 
 from mtp_utils import hand_on

@@ -27,7 +27,7 @@ class Blocks:
 
     tokens: (documents, CONTEXT) int64; mask: the real tokens; scored: positions t that count for every offset up to
     `horizon` (t + horizon lies in the document, t has MIN_CONTEXT tokens of context; translation: labels on the German
-    side). `labels[:, t, k - 1]` is token t + k. `classes`: (documents, CONTEXT) index into CLASSES of each token.
+    side). `classes`: (documents, CONTEXT) index into CLASSES of each token.
     """
 
     corpus: str

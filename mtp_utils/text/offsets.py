@@ -1,4 +1,4 @@
-"""Position t predicts token t + k: the only slicing along time in the project."""
+"""Position t predicts token t + k: the only place where predictions and labels are aligned along time."""
 
 import torch
 

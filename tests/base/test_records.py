@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import linecache
 import math
 import sys
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from mtp_utils.base import files, keys, paths, records
 from mtp_utils.base.profiles import PROFILES, get_profile
 from mtp_utils.base.runtime import seed_for
 from mtp_utils.findings import measures
+from mtp_utils.heads.spec import HeadSpec
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +139,23 @@ def test_a_key_follows_imports_through_the_rooms_and_changes_with_no_plot_and_no
     moved = keys.measurement_key(awkward, {})
     (tmp_path / "backbones/shapes.py").write_text(HOUSE["heads/spec.py"] + "changed = True")
     assert len({before, moved, keys.measurement_key(awkward, {})}) == 3
+
+
+def test_a_function_of_a_notebook_depends_on_what_it_names_of_the_package_and_on_how_its_arguments_are_made():
+    source = "def mine(n):\n    return measures.ntp_table(n)\n"
+    linecache.cache["<cell>"] = len(source), None, source.splitlines(True), "<cell>"
+    cell = {"__name__": "__main__", "measures": measures}
+    exec(compile(source, "<cell>", "exec"), cell)
+    assert {"mtp_utils.findings.measures", "mtp_utils.marginal.packed"} <= set(keys._modules_of(cell["mine"]))
+    assert keys.measurement_key(cell["mine"], {}) != keys.measurement_key(awkward, {})
+    spec = HeadSpec()
+    assert set(keys._made_by({"spec": spec, "n": 3})) == {"mtp_utils.heads.spec"}
+
+
+def test_a_docstring_is_no_code():
+    text = '"""{0}"""\n\ndef f():\n    """{0}"""\n    return {1}\n'
+    first, second, other = (text.format(*given) for given in (("A", 1), ("B", 1), ("B", 2)))
+    assert keys._code(first) == keys._code(second) != keys._code(other)
 
 
 def test_the_keys_of_the_package_itself_follow_its_imports():

@@ -1,4 +1,4 @@
-"""C3's contrasts against data whose answer is known."""
+"""C3 and C4's contrasts against data whose answer is known."""
 
 import numpy as np
 import pandas as pd

@@ -1,6 +1,6 @@
 """The bilingual grammar: English-German sentence pairs and their true distribution.
 
-A pair is a derivation (grammar.py), drawn at random, with its one English sentence and one of its German sentences. At
+A pair is a derivation (derivation.py), drawn at random, with its one English sentence and one of its German sentences. At
 each of at most MAX_SITES sites of the German sentence, independently, the alternative (a synonym, another place for the
 time or comment) is taken with probability `choice`, else the canonical word or order; so at choice 0 the German is a
 function of the English. Equal English means equal distribution, so p(German | English) is `german_distribution`.

@@ -31,6 +31,11 @@ def beside(table: pd.DataFrame, column: str, names, sep: str = " / ") -> str:
 
 
 def ends(rows: pd.DataFrame, by: str, column: str = "value") -> str:
-    """`<value at the least of a column> to <value at the largest>`."""
-    rows = rows.sort_values(by)
-    return f"{number(rows[column].iloc[0])} to {number(rows[column].iloc[-1])}"
+    """`<value at the least of a column> to <value at the largest>`; the one value where there is but one."""
+    values = rows.sort_values(by)[column]
+    return span(values.iloc[0], values.iloc[-1]) if len(values) > 1 else number(values.iloc[0])
+
+
+def span(first: float, last: float, form=number) -> str:
+    """`<first> to <last>`, or what both are."""
+    return form(first) if first == last else f"{form(first)} to {form(last)}"
