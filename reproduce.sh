@@ -7,16 +7,24 @@
 #   ./reproduce.sh check      are the published figures the ones of their manifest, and of the default run here?
 #   ./reproduce.sh publish    copy the default run's figures to figures/ and the findings to README.md
 #   ./reproduce.sh setup      the environment alone
+#   ./reproduce.sh lab        JupyterLab of that environment on notebooks/, in the smoke profile
 #
 # Cost on 2 cores: set-up, once, the download of about 1 GB (several with the CUDA build of torch); smoke at most 4
 # minutes, default about 45, test at most 15; 4 GB of memory. Interrupt and start again at will.
 # Exit codes: 0 done, 1 failed, 2 unknown word, 3 another run is at it, 130 interrupted.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"                         # as sh reproduce.sh
 set -euo pipefail
-unset CDPATH PYTHONPATH PYTHONHOME                                      # only what constraints.txt lists is imported
+unset CDPATH PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONSTARTUP         # only what constraints.txt lists is imported
+unset PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV    # into this environment, whatever is installed otherwise
 export PYTHONNOUSERSITE=1
 case ${MTP_BUILD:-/} in /*) ;; *) export MTP_BUILD="$PWD/$MTP_BUILD" ;; esac
 export MTP_FROM="$PWD"                                                  # what --text and --backbone name is seen from here
-cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")"
+script=${BASH_SOURCE[0]}
+while [ -L "$script" ]; do                                              # it may be called through a link, or links to links
+  to=$(readlink -- "$script")
+  case $to in /*) script=$to ;; *) script=$(dirname -- "$script")/$to ;; esac
+done
+cd -P -- "$(dirname -- "$script")"
 
 # glibc gives large blocks back to the system at once, and gets them back zeroed, page by page: keeping them saves a tenth.
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_-33554432} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-536870912}
@@ -45,10 +53,16 @@ installed() { [ "$(cat "$venv/.mtp-stamp" 2>/dev/null)" = "$(wanted)" ] && "$pyt
 
 setup() {
   installed && return
+  [ -w . ] || stop "$PWD cannot be written to, and the environment is installed from it: clone it to a folder of yours"
   # A lock on descriptor 9, which is also pip's: it ends with the last of them, however they end.
   exec 9>.venv.lock
-  "$base" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null ||
-    stop "another reproduce.sh is setting up $venv; wait for it" 3
+  "$base" -c 'import fcntl, sys
+try: fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError: sys.exit(3)
+except OSError as error: sys.exit(error.strerror)' || case $? in
+    3) stop "another reproduce.sh is setting up $venv; wait for it" 3 ;;
+    *) stop "the file system of $PWD has no file locks (above), which setting up needs: clone onto a local disk" ;;
+  esac
   if ! installed; then
     echo "setting up $venv: once, a few minutes" >&2
     if [ "$venv" = "$PWD/.venv" ]; then
@@ -85,5 +99,6 @@ setup
 case $word in
   setup) echo "$venv is ready" ;;
   test) run_tests ;;
+  lab) exec "$python" -m jupyter lab notebooks ;;
   *) exec "$python" -m mtp_utils.reproduce "$@" ;;
 esac

@@ -19,7 +19,8 @@ class Stop(Exception):
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; Stop if another one holds it. Ends with the process, however it ends."""
+    """Hold a folder for this process; Stop if another one holds it, or if there are no locks. Ends with the process, however it
+    ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as lock:
         try:
@@ -27,6 +28,9 @@ def exclusive(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise Stop(f"process {lock.read().strip() or '?'} is already writing to {folder}", BUSY) from None
+        except OSError as error:
+            where = f"{folder} lies on a file system without file locks ({error.strerror})"
+            raise Stop(f"{where}: set MTP_BUILD to a folder on a local disk") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -76,8 +76,9 @@ def choose_dtype(device, training: bool = False):
 @functools.cache
 def choose_threads() -> tuple[int, str]:
     """`(threads, reason)`: `OMP_NUM_THREADS`, else the cores this process may use (affinity and container quota)."""
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return int(os.environ["OMP_NUM_THREADS"]), "OMP_NUM_THREADS"
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):  # none is no number of threads
+        return int(asked), "OMP_NUM_THREADS"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

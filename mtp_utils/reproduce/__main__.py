@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         if not ranks.first():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (one of them speaks, for as long as the process lives)
     try:
-        if args.word in ("test", "setup"):
+        if args.word in ("test", "setup", "lab"):
             raise Stop(f"{args.word} is a word of reproduce.sh: ./reproduce.sh {args.word}", UNKNOWN_WORD)
         if args.word in COMMANDS:
             from . import publish

@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 
 from ..base import paths, ranks
+from ..base.files import write_json
 from ..base.locks import Stop
 from ..base.profiles import Profile
+
+START_S = 600  # in which a kernel has to start: a busy machine, a slow disk
 
 
 def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
@@ -37,12 +40,13 @@ def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it has to say stands in our one line
     started, source = time.monotonic(), source_sha256(path.stem)
     with _Display(path, folder / f".progress{mine}") as display:
-        os.environ |= {"MTP_RUN": run_id, "MTP_PROGRESS_FILE": str(display.file), "JUPYTER_PREFER_ENV_PATH": "1"}
+        kernel = _own_kernel(paths.build(profile.name) / ".jupyter")
+        os.environ |= {"MTP_RUN": run_id, "MTP_PROGRESS_FILE": str(display.file)} | kernel
         try:
             papermill.execute_notebook(
                 _escape(path), _escape(output), {"profile": profile.name}, kernel_name="python3", progress_bar=False,
-                execution_timeout=profile.timeout_s, on_cell_start=display.cell, shutdown_kernel="immediate",
-                extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
+                start_timeout=START_S, execution_timeout=profile.timeout_s, on_cell_start=display.cell,
+                shutdown_kernel="immediate", extra_arguments=["--log-level=ERROR", "--HistoryManager.enabled=False"],
             )  # fmt: skip
             reason = None
         except papermill.PapermillExecutionError as error:
@@ -66,6 +70,14 @@ def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
     return entry | {"seconds": round(time.monotonic() - started, 1)}
 
 
+def _own_kernel(home: Path) -> dict[str, str]:
+    """What makes `python3` this very interpreter, whatever kernels and start-up files the user has; it is written to `home`."""
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    write_json(home / "kernels" / "python3" / "kernel.json", {"argv": argv, "display_name": "Python 3", "language": "python"})
+    os.environ.pop("PYTHONSTARTUP", None)
+    return {"JUPYTER_PATH": str(home), "JUPYTER_RUNTIME_DIR": str(home / "runtime"), "IPYTHONDIR": str(home / "ipython")}
+
+
 def finished(path: Path, profile: Profile, run_id: str, executed: Path | None = None) -> dict | None:
     """The entry of a notebook's last cell, if it was written in this run, by this source, and the copy is there."""
     from ..base.artifacts import source_sha256
@@ -81,8 +93,6 @@ def finished(path: Path, profile: Profile, run_id: str, executed: Path | None = 
 
 def _strip(path: Path) -> None:
     """Remove papermill's metadata, which hold times and paths."""
-    from ..base.files import write_json
-
     notebook = json.loads(path.read_text("utf-8"))
     for part in (notebook, *notebook["cells"]):
         part["metadata"].pop("papermill", None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..base import paths
 from ..base.profiles import PROFILES
 
-COMMANDS = ("check", "publish", "test", "setup")  # the last two are reproduce.sh's own
+COMMANDS = ("check", "publish", "test", "setup", "lab")  # the last three are reproduce.sh's own
 FAILED, UNKNOWN_WORD, INTERRUPTED = 1, 2, 130  # exit codes
 
 

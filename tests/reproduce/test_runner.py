@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from toy_run import ROOT, Runner, copy_package, measure, wait_for, write_notebook
 
+from mtp_utils.base import runtime
+
 
 @pytest.fixture
 def runner(tmp_path):
@@ -228,3 +230,33 @@ def test_the_runner_asks_for_nothing_but_the_standard_library_to_check_its_words
     code = "import sys; from mtp_utils.reproduce import parse; parse(['smoke']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"torch", "pandas", "numpy", "papermill"}.isdisjoint(done.stdout.split())
+
+
+def test_the_kernel_is_the_runners_own_interpreter_and_reads_no_start_up_files(tmp_path):
+    runner = Runner(tmp_path)
+    write_notebook(tmp_path, "01_toy", measure("01_table", "table"))
+    theirs = tmp_path / "theirs" / "kernels" / "python3"
+    theirs.mkdir(parents=True)
+    (theirs / "kernel.json").write_text(json.dumps({"argv": ["/bin/false"], "display_name": "x", "language": "python"}))
+    for place in (tmp_path / "ipython" / "profile_default" / "startup" / "00.py", tmp_path / "startup.py"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"open({str(tmp_path / 'read')!r}, 'w')")
+    runner.environment |= {"JUPYTER_PATH": str(tmp_path / "theirs"), "PYTHONSTARTUP": str(tmp_path / "startup.py")}
+    code, _, err = runner.run()
+    assert code == 0 and runner.log() == ["table"], err
+    assert not (tmp_path / "read").exists()
+
+
+def test_a_folder_that_cannot_be_locked_says_what_to_set(tmp_path):
+    runner = Runner(tmp_path)
+    write_notebook(tmp_path, "01_toy", measure("01_table", "table"))
+    none = "import fcntl\ndef flock(*_): raise OSError(37, 'No locks available')\nfcntl.flock = flock"
+    code, _, err = runner.run(before=none)
+    assert code == 1 and "set MTP_BUILD to a folder on a local disk" in err and "already writing" not in err
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("3", (3, "OMP_NUM_THREADS")), ("0", None), ("", None), ("4,2", None)])
+def test_no_threads_is_no_number_of_threads(monkeypatch, asked, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    found = runtime.choose_threads.__wrapped__()
+    assert found == expected if expected else found[0] >= 1 and found[1] != "OMP_NUM_THREADS"

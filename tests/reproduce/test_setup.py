@@ -17,8 +17,10 @@ CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitline
 STUB = """#!/bin/sh
 # Stands for python3: makes a stub of an environment, logs what pip is asked, and is python for the rest.
 case "$1 $2" in
+  "-c import fcntl"*) [ -z "${NO_LOCKS-}" ] || { echo "No locks available" >&2; exit 1; }; exec "$REAL_PYTHON" "$@" ;;
+  "-m jupyter") echo "opened $3 $4" ;;
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-  "-m pip") echo "$@" >>"$PIP_LOG"; [ ! -e "$PIP_LOG.fail" ] ;;
+  "-m pip") echo "$@" >>"$PIP_LOG"; env | grep ^PIP_ >"$PIP_LOG.env"; [ ! -e "$PIP_LOG.fail" ] ;;
   "-m mtp_utils.reproduce") echo "ran $3" ;;
   *) exec "$REAL_PYTHON" "$@" ;;
 esac
@@ -97,11 +99,16 @@ def fresh(tmp_path):
     return copy
 
 
-def reproduce(copy, *words: str, **environment: str) -> subprocess.CompletedProcess:
+def environment_of(copy) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MTP_", "CONDA"))}
     kept |= {"PATH": f"{copy.parent / 'bin'}:{os.environ['PATH']}", "REAL_PYTHON": sys._base_executable}
-    kept |= {"PIP_LOG": str(copy.parent / "log")} | environment
-    return subprocess.run([copy / "reproduce.sh", *words], env=kept, cwd="/", capture_output=True, text=True)
+    return kept | {"PIP_LOG": str(copy.parent / "log")}
+
+
+def reproduce(copy, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [copy / "reproduce.sh", *words], env=environment_of(copy) | environment, cwd="/", capture_output=True, text=True
+    )
 
 
 def installations(copy) -> int:
@@ -165,3 +172,46 @@ def test_a_python_too_old_or_missing_is_named_and_nothing_is_made(fresh):
     assert done.returncode == 1
     assert done.stderr == "reproduce.sh: Python 3.11 or newer is needed, and 'python3' is Python 3.9.1\n"
     assert not (fresh / ".venv").exists()
+
+
+@pytest.mark.parametrize("how", ["sh", "link", "link to a link", "safe path"])
+def test_it_starts_however_it_is_called(fresh, how):
+    first, second = fresh.parent / "links" / "first", fresh.parent / "second"
+    first.parent.mkdir()
+    first.symlink_to(fresh / "reproduce.sh")
+    second.symlink_to("links/first")
+    script = fresh / "reproduce.sh"
+    command = {"sh": ["sh", script], "link": [first], "link to a link": [second], "safe path": [script]}[how]
+    environment = environment_of(fresh) | ({"PYTHONSAFEPATH": "1"} if how == "safe path" else {})
+    done = subprocess.run([*command, "smoke"], env=environment, cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ran smoke\n"), done.stderr
+
+
+def test_pip_installs_into_the_environment_whatever_the_user_has_set(fresh):
+    elsewhere = {"PIP_USER": "1", "PIP_TARGET": "/nowhere", "PIP_PREFIX": "/nowhere", "PIP_REQUIRE_VIRTUALENV": "1"}
+    assert reproduce(fresh, "setup", **elsewhere, PIP_RETRIES="7").returncode == 0
+    found = {line.split("=")[0] for line in (fresh.parent / "log.env").read_text().splitlines()}
+    assert "PIP_RETRIES" in found and not found & set(elsewhere)
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(fresh):
+    done = reproduce(fresh, "setup", NO_LOCKS="1")
+    assert done.returncode == 1 and "has no file locks" in done.stderr and "another" not in done.stderr
+    assert installations(fresh) == 0
+
+
+def test_lab_opens_the_notebooks_in_the_environment(fresh):
+    assert reproduce(fresh, "lab").stdout == "opened lab notebooks\n"
+    assert reproduce(fresh, "lab", "--only", "01").returncode == 2
+
+
+def test_a_clone_made_with_windows_line_ends_has_the_repositorys_bytes(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", ROOT, clone], check=True)
+    known = subprocess.run(["git", "ls-files"], cwd=clone, capture_output=True, text=True, check=True)
+    texts = [name for name in known.stdout.splitlines() if not name.endswith((".safetensors", ".png"))]
+    assert len(texts) > 200 and not [name for name in texts if b"\r\n" in (clone / name).read_bytes()]
+    done = subprocess.run([clone / "reproduce.sh", "--list"], capture_output=True, text=True)
+    assert done.returncode == 0 and "00_start_here" in done.stdout
