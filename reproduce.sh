@@ -41,6 +41,8 @@ fi
 python=$venv/bin/python
 "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   stop "Python 3.11 or newer is needed, and '$base' is $("$base" --version 2>&1 || true)"
+"$base" -c 'import sys; sys.exit(sys.version_info >= (3, 15))' 2>/dev/null ||
+  stop "the pinned packages have wheels for Python 3.11 to 3.14, and '$base' is $("$base" --version 2>&1 || true)"
 
 # The stamp says what was installed, from which files and where; it is written last, so half an installation has none.
 wanted() {

@@ -174,6 +174,15 @@ def test_a_python_too_old_or_missing_is_named_and_nothing_is_made(fresh):
     assert not (fresh / ".venv").exists()
 
 
+def test_a_python_newer_than_the_pins_have_wheels_for_is_told_which_ones_work(fresh):
+    (fresh.parent / "bin" / "python3").write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.15.1\ncase "$2" in *"(3, 15)"*) exit 1 ;; esac\nexit 0\n'
+    )
+    done = reproduce(fresh, "smoke")
+    assert done.returncode == 1 and not (fresh / ".venv").exists()
+    assert done.stderr.endswith("have wheels for Python 3.11 to 3.14, and 'python3' is Python 3.15.1\n")
+
+
 @pytest.mark.parametrize("how", ["sh", "link", "link to a link", "safe path"])
 def test_it_starts_however_it_is_called(fresh, how):
     first, second = fresh.parent / "links" / "first", fresh.parent / "second"
