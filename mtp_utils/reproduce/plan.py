@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..backbones.anatomy import position_limit
 from ..backbones.load import look_at
+from ..backbones.look import look
 from ..base import fetch, paths
 from ..base.locks import Stop
 from ..base.profiles import Profile, own_of
@@ -19,8 +19,8 @@ from .words import UNKNOWN_WORD
 
 
 def look_over(profile: Profile, dry: bool = False) -> None:
-    """Find the backbones and cut the text once, before any long work; Stop where they cannot be measured together. Dry: what is
-    on the hub is looked for there and not fetched."""
+    """Find the backbones, load each once and cut the text, before any long work; Stop where one cannot be measured rightly, or
+    not together with the others. Dry: what is on the hub is looked for there and not fetched."""
     kinds, needed = {}, blocks.CONTEXT + profile.horizon
     try:
         for name in profile.backbones:
@@ -28,11 +28,8 @@ def look_over(profile: Profile, dry: bool = False) -> None:
                 size, missing = _to_fetch(name)
                 print(f"{name}: {size / 1e9:.2f} GB, {missing / 1e9:.2f} GB of them to be fetched", flush=True)
                 continue
-            config, tokenizer, size = look_at(name)
-            most = position_limit(config)
-            print(f"{name}: {type(config).__name__}, {size / 1e9:.2f} GB of weights", flush=True)
-            if most < needed:
-                raise ValueError(f"{name} reads {most} tokens; {needed} are needed")
+            print("\n".join(look(name, needed)), flush=True)
+            tokenizer = look_at(name)[1]
             kinds.setdefault(tokenizer.backend_tokenizer.to_str(), (name, tokenizer))
         if len(kinds) > 1:
             raise ValueError(f"{' and '.join(name for name, _ in kinds.values())} have different tokenizers; run each by itself")

@@ -1,0 +1,139 @@
+"""A look at a model before any work: it is loaded once and reads two short rows and a long one, and what would make every number
+wrong, or end a run in its third hour, is said in one line."""
+
+import contextlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from ..base.runtime import choose_device, choose_dtype
+from . import load
+from .anatomy import position_limit
+
+SHORT = 12  # tokens of the two short rows
+ROUNDING = 8  # units in the last place of the largest logit, by which the same row may differ beside another one
+NEEDS = {"gptq": "gptqmodel", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors"}
+NEEDS |= {"hqq": "hqq", "aqlm": "aqlm", "quanto": "optimum", "torchao": "torchao", "mxfp4": "kernels", "eetq": "eetq"}
+
+
+def look(name: str, needed: int) -> list[str]:
+    """What is worth saying of a backbone before it is measured on texts of `needed` tokens, a line each; the first: its size.
+
+    Raises ValueError, in one line, where it cannot be measured rightly: an adapter, a quantised checkpoint, no tokenizer, weights
+    missing or of another shape, a token without a row, logits that are not finite or that know later tokens, too short a context.
+    """
+    folder, source = load._find(name, None)
+    if source != "ladder":
+        _refuse_files(name, folder)
+    config, tokenizer, size = load.look_at(name)
+    lines, most = [f"{name}: {type(config).__name__}, {size / 1e9:.2f} GB of weights"], position_limit(config)
+    _require(most >= needed or most < 0, f"{name} reads {most} tokens; {needed} are needed")
+    if source == "ladder":  # its files are held against their card's hashes
+        return lines
+    dtype = choose_dtype(choose_device()[0])[0]
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | load.LOCAL
+    try:
+        with _quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except Exception as error:  # a dozen classes, of as many libraries
+        raise ValueError(f"{name} cannot be loaded: {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        drawn = "they would be drawn at random, others in every process"
+        raise ValueError(f"{name}: {len(missing)} weights are in none of its files, {missing[0]} among them; {drawn}")
+    _refuse_tokens(name, tokenizer, model.get_input_embeddings().num_embeddings)
+    _refuse_logits(name, model.eval(), needed)
+    return lines + _worth_saying(name, model, sorted(info["unexpected_keys"]))
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Inside, transformers says nothing of its own: what matters is said in one line."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+
+
+def _refuse_files(name: str, folder: Path) -> None:
+    """What the names of files and the configuration tell."""
+    files = {path.name for path in folder.iterdir()}
+    merged = "merge it into its base model first (peft: merge_and_unload, then save_pretrained), and give that folder"
+    _require("adapter_config.json" not in files, f"{name} is an adapter: {merged}")
+    if "config.json" not in files:  # load.look_at says what a folder must hold
+        return
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"}
+    _require(files & tokenizer, f"{name} has no tokenizer: save the model's there too (tokenizer.save_pretrained)")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    quantised = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config") or {}
+    how = quantised.get("quant_method")
+    needs = NEEDS.get(how)
+    there = how is None or (needs and importlib.util.find_spec(needs))
+    _require(there, f"{name} is quantised ({how}): give the unquantised model" + (f", or install {needs}" if needs else ""))
+
+
+def _refuse_tokens(name: str, tokenizer, rows: int) -> None:
+    known = tokenizer.get_vocab()
+    last = max(known, key=known.get)
+    mend = "give the tokenizer it was trained with, or resize_token_embeddings and train"
+    what = f"its tokenizer's token {known[last]}, {last!r}, is beyond the model's {rows} rows"
+    _require(known[last] < rows, f"{name}: {what}: {mend}")
+
+
+@torch.no_grad()
+def _refuse_logits(name: str, model, needed: int) -> None:
+    """Two short rows that differ in the last token alone, then one as long as will be read."""
+    rows, rng = model.get_input_embeddings().num_embeddings, torch.Generator().manual_seed(0)
+    ids = torch.randint(rows, (1, SHORT), generator=rng).repeat(2, 1)
+    ids[1, -1] = (ids[1, -1] + 1) % rows
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    except Exception as error:
+        raise ValueError(f"{name} does not read plain token ids: {_first_line(error)}") from error
+    _require(logits.isfinite().all(), f"{name}: its logits are not finite ({_what_is_not(model)})")
+    moved, scale = (logits[0, :-1] - logits[1, :-1]).abs().max(), logits.abs().max()
+    kind = f"no causal model ({type(model).__name__}), it sees the labels"
+    changed = f"{name}: what it says at a position changes with a later token: {kind}"
+    _require(moved <= ROUNDING * torch.finfo(model.dtype).eps * scale, changed)
+    try:
+        model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False, logits_to_keep=1)
+    except TypeError:  # it keeps all logits
+        model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False)
+    except Exception as error:
+        raise ValueError(f"{name} does not read {needed} tokens, which are needed: {_first_line(error)}") from error
+
+
+def _what_is_not(model) -> str:
+    bad = next((n for n, p in model.named_parameters() if not p.isfinite().all()), None)
+    return f"weights of {bad} are not" if bad else "the weights are: try another dtype"
+
+
+def _worth_saying(name: str, model, unexpected: list[str]) -> list[str]:
+    """Weights in the files that the model has no place for: layers that predict further tokens, and others."""
+    n = model.config.get_text_config().num_hidden_layers
+    ahead = [key for key in unexpected if "mtp" in key or any(int(i) >= n for i in re.findall(r"layers\.(\d+)\.", key))]
+    lines = []
+    if ahead:
+        what = f"{name}: its files hold layers that predict further tokens ({ahead[0]}, ...)"
+        lines.append(f"{what}; they see the tokens between, so they answer another question, and are not used here")
+    if others := [key for key in unexpected if key not in ahead]:
+        lines.append(f"{name}: {len(others)} tensors of its files belong to no part of {type(model).__name__} ({others[0]}, ...)")
+    return lines
+
+
+def _require(condition, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
