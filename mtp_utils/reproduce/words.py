@@ -18,6 +18,32 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(UNKNOWN_WORD)
 
 
+def _source_of(where: Path, given: str) -> str:
+    """The folder that --backbone names, of a folder of the hub's cache the commit in it; or a name of the hub as it is."""
+    folder = (where / Path(given).expanduser()).resolve()
+    if not folder.is_dir():
+        return given
+    commits = sorted((folder / "snapshots").glob("*"))
+    main = folder / "refs" / "main"
+    named = [c for c in commits if main.is_file() and c.name == main.read_text().strip()]
+    return str((named or commits or [folder])[-1])
+
+
+def _names_of(sources: list[str]) -> list[str]:
+    """What each is called: a folder by its name, with its parent's where two share it; one of the hub's cache as on the hub."""
+    names = []
+    for source in sources:
+        folder = Path(source)
+        if not folder.is_dir():
+            names.append(source)
+        elif folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+            names.append("own/" + folder.parents[1].name.removeprefix("models--").replace("--", "/"))
+        else:
+            alike = sum(Path(x).name == folder.name for x in sources) > 1
+            names.append(f"own/{folder.parent.name}/{folder.name}" if alike else f"own/{folder.name}")
+    return [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line as `.word`, `.only`, `.backbone`, `.text`, `.force`, `.dry_run`, `.list`; exits with 2 and one line on a
     word that is unknown."""
@@ -40,17 +66,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         flags = "--only, --backbone, --text, --dry-run, --force and --list"
         parser.error(f"{args.word} takes no flags; {flags} go with {', '.join(PROFILES)}")
     where = Path(os.environ.get("MTP_FROM") or ".")  # reproduce.sh was called from there
-    if args.text and not (where / args.text).is_file():
+    text = args.text and where / Path(args.text).expanduser()
+    if text and not text.is_file():
         parser.error(f"--text {args.text} is no file")
-    args.text = args.text and str((where / args.text).resolve())
-    named = {}
-    for given in args.backbone:
-        folder = (where / Path(given).expanduser()).resolve()
-        name = f"own/{folder.name}" if folder.is_dir() else given
-        if name in named:
-            parser.error(f"--backbone: two are called {name}; rename one directory")
-        named[name] = str(folder) if folder.is_dir() else given
-    args.backbone = named
+    args.text = text and str(text.resolve())
+    sources = [_source_of(where, given) for given in args.backbone]
+    if twice := next((x for x in sources if sources.count(x) > 1), None):
+        parser.error(f"--backbone: two are called {twice}; each is given once")
+    args.backbone = dict(zip(_names_of(sources), sources, strict=True))
     numbers = [p.name[:2] for p in paths.all_notebooks()]
     args.only = [n.zfill(2) for n in args.only or ()]
     if unknown := [n for n in args.only if n not in numbers]:

@@ -62,6 +62,25 @@ def test_names_on_the_command_line_become_a_profile_of_their_own(folder, monkeyp
     assert profiles.get_profile(profile.name) == profile
 
 
+def test_folders_are_told_apart_by_their_parents_and_those_of_the_hubs_cache_by_their_repository(tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--org--name"
+    for folder in ("a/checkpoint-1000", "b/checkpoint-1000", cached / "snapshots/abc", cached / "snapshots/def"):
+        (tmp_path / folder).mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    (tmp_path / "text").write_text("A text.")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MTP_FROM", str(tmp_path))
+    args = parse(["smoke", "--backbone", "a/checkpoint-1000", "~/b/checkpoint-1000", str(cached), "--text=~/text"])
+    assert args.backbone == {
+        "own/a/checkpoint-1000": str(tmp_path / "a/checkpoint-1000"),
+        "own/b/checkpoint-1000": str(tmp_path / "b/checkpoint-1000"),
+        "own/org/name": str(cached / "snapshots" / "abc"),
+    }
+    assert args.text == str(tmp_path / "text")
+    assert list(parse(["smoke", "--backbone", f"{cached}/snapshots/def"]).backbone) == ["own/org/name"]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -106,13 +125,13 @@ def test_a_backbone_of_ones_own_loads_by_its_short_name(folder, monkeypatch):
         b"",
         b"one",
         "ä € 🎉 ".encode() * 3000,
-        b"\xff\xfe broken \x80 bytes\n" * 500,
-        b"nul \x00 inside\n\n" * 500,
+        b"a few words, and then some broken \x80 bytes in a rather long line of text that goes on and on, to its end\n" * 500,
         b"x" * 1_000_000,
         b"word " * 200_000,
         b"a line\r\nanother\r\n\r\n" * 300,
+        b"a line\ranother\r\r" * 300,
     ],
-    ids=["empty", "one token", "emoji", "no UTF-8", "NULs", "1 MB without a space", "1 MB without a newline", "CRLF"],
+    ids=["empty", "one token", "emoji", "hardly broken", "1 MB without a space", "1 MB without a newline", "CRLF", "CR"],
 )
 def test_any_bytes_are_documents_or_an_error_that_says_why(data, tmp_path, monkeypatch):
     monkeypatch.setenv("MTP_BUILD", str(tmp_path))
@@ -120,7 +139,7 @@ def test_any_bytes_are_documents_or_an_error_that_says_why(data, tmp_path, monke
     path.write_bytes(data)
     own(monkeypatch, text=path)
     pieces, _ = own_text.pieces()
-    whole = data.decode("utf-8", "replace").replace("\r\n", "\n")
+    whole = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
     assert all(len(p) <= 2 * own_text.PIECE and p in whole for p in pieces) and len(set(pieces)) == len(pieces)
     parts = [[d.text for d in corpora.documents("text", s)] for s in own_text.SPLITS]
     assert sorted(t for part in parts for t in part) == sorted(pieces)  # every piece in one split
@@ -131,6 +150,36 @@ def test_any_bytes_are_documents_or_an_error_that_says_why(data, tmp_path, monke
         assert "documents long enough; at least 10 are needed" in str(error)
     else:
         assert len(found.documents) >= 10 and found.scored.sum() == len(found.documents)
+
+
+GERMAN = "Größere Häuser stehen über dem Fluß, und süße Äpfel hängen an dürren Ästen.\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le with a mark"])
+def test_a_text_is_read_in_the_encoding_that_it_is_marked_with(encoding, tmp_path, monkeypatch):
+    name, _, marked = encoding.partition(" with")
+    (tmp_path / "text").write_bytes((b"\xff\xfe" if marked else b"") + (GERMAN * 40).encode(name))
+    own(monkeypatch, text=tmp_path / "text")
+    assert "".join(own_text.pieces()[0]) in GERMAN * 40 and "Größere" in own_text.pieces()[0][0]
+
+
+@pytest.mark.parametrize(
+    ("data", "likely"),
+    [
+        (GERMAN.encode("latin-1") * 40, "Latin-1 or Windows-1252"),
+        (GERMAN.encode("utf-16-le") * 40, "UTF-16LE without its mark"),
+        (GERMAN.encode("utf-16-be") * 40, "UTF-16BE without its mark"),
+        (b"nul \x00 inside\n\n" * 500, "no text"),
+        (b"\xff\xfe" + b"\x00\xd8" * 500, "broken utf-16"),
+        (bytes(range(256)) * 40, "no text"),
+    ],
+)
+def test_a_text_in_another_encoding_is_refused_with_the_likely_one(data, likely, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text").write_bytes(data)
+    monkeypatch.setenv("MTP_BUILD", str(tmp_path / "build"))
+    assert main(["smoke", "--text", str(tmp_path / "text")]) == 2
+    err = capsys.readouterr().err
+    assert f"it looks like {likely}: convert it" in err and len(err.splitlines()) == 1
 
 
 def test_a_large_vocabulary_is_not_summed_over_whole(monkeypatch):
