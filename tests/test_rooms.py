@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -30,26 +31,21 @@ def imports(name: str, source: str):
 
 
 def out_of_order(sources: dict[str, str]) -> list[str]:
-    """The imports, by file and line, of a room that does not stand below, of a room as a whole, and those that close a circle."""
-    wrong, below = [], {}
+    """The imports, by file and line, of a room that does not stand below, of a room as a whole, and one that closes a circle."""
+    wrong, below = [], {name: {} for name in sources}
     for name, source in sources.items():
-        for line, target in imports(name, source):
-            here, there = (x.split(".")[1:2] for x in (name, target))
-            where = f"{name.replace('.', '/')}.py:{line}"
-            if target.startswith("mtp_utils.") and here and ROOMS.index(there[0]) > ROOMS.index(here[0]):
-                wrong.append(f"{where}: {here[0]} imports {target}, which does not stand below it")
-            elif target.startswith("mtp_utils.") and target not in sources:
+        for line, target in ((line, t) for line, t in imports(name, source) if t.startswith("mtp_utils.")):
+            here, there, where = name.split(".")[1], target.split(".")[1], f"{name.replace('.', '/')}.py:{line}"
+            below[name][target] = where
+            if ROOMS.index(there) > ROOMS.index(here):
+                wrong.append(f"{where}: {here} imports {target}, which does not stand below it")
+            elif target not in sources:
                 wrong.append(f"{where}: imports {target}, a room as a whole; name the module")
-            below.setdefault(name, {}).setdefault(target, where)
-
-    def walk(name: str, way: tuple[str, ...]) -> None:
-        for target, where in below.pop(name, {}).items():
-            if target in way:
-                wrong.append(f"{where}: {name} imports {target}, which imports it, itself or through others")
-            walk(target, (*way, target))
-
-    for name in sources:
-        walk(name, (name,))
+    try:
+        TopologicalSorter(below).prepare()
+    except CycleError as error:
+        first, second, *_ = error.args[1]
+        wrong.append(f"{below[second][first]}: {second} imports {first}, which imports it, itself or through others")
     return wrong
 
 
