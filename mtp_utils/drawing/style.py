@@ -4,6 +4,7 @@ The same thing has the same colour and marker everywhere: NTP grey, the marginal
 fixed hue each (Okabe-Ito, told apart without colour by marker and line style).
 """
 
+import re
 import textwrap
 
 import numpy as np
@@ -71,8 +72,18 @@ def new_axes(n: int, width: float = 3.4, height: float = 3.2, **options):
 
 def titled(figure: Figure, title: str) -> None:
     """The figure's title, each of its lines in as many as the figure's width asks for."""
-    lines = [textwrap.fill(line, int(11 * figure.get_figwidth())) for line in title.split("\n")]
+    lines = [part for line in title.split("\n") for part in _broken(line, int(11 * figure.get_figwidth()))]
     figure.suptitle("\n".join(lines), fontsize=12)
+
+
+def _broken(line: str, width: int) -> list[str]:
+    """The line in as few of at most that width as there can be, of about one length, rather behind a comma than elsewhere."""
+    parts = re.split(r"(?<=[,:;]) ", line)
+    joined = " ".join(part.replace(" ", "\xa0") if len(part) <= width / 2 else part for part in parts)
+    found = textwrap.wrap(joined, width)
+    while width > 1 and len(narrower := textwrap.wrap(joined, width - 1)) == len(found):
+        width, found = width - 1, narrower
+    return [part.replace("\xa0", " ") for part in found]
 
 
 def errors(rows: pd.DataFrame, column: str = "value") -> np.ndarray:
