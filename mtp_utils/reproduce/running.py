@@ -1,12 +1,14 @@
 """One run of the notebooks, one after another, in one process or several; broken off, the next one goes on from there."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import uuid
 from pathlib import Path
 
 from ..base import paths, ranks
+from ..base.files import read_json
 from ..base.locks import Stop, exclusive
 from ..base.profiles import Profile, own_of
 from .execute import finished, run_notebook
@@ -52,12 +54,14 @@ def _port_of(i: int) -> None:
 
 
 def _prepare(notebooks: list[Path], profile: Profile, force: bool) -> None:
-    """Clear what killed runs left half written and, if asked, the tables of the chosen notebooks."""
+    """Clear what killed runs left half written and, if asked, the tables that the chosen notebooks read, whichever made them."""
     for path in paths.build(profile.name).glob("*/.*.tmp"):
         path.unlink(missing_ok=True)
     for path in notebooks if force else ():
-        for table in paths.tables(profile.name).glob(f"{path.name[:2]}_*"):
-            table.unlink()
+        entry = read_json(paths.notebooks(profile.name) / f"{path.stem}.finished.json")
+        names = {f"{stem}.*" for stem in map(glob.escape, entry.get("tables", ()))}
+        for table in (t for name in (*names, f"{path.name[:2]}_*") for t in paths.tables(profile.name).glob(name)):
+            table.unlink(missing_ok=True)
     paths.notebooks(profile.name).mkdir(parents=True, exist_ok=True)
 
 

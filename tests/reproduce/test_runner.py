@@ -179,6 +179,14 @@ def test_force_measures_the_chosen_notebooks_again_and_a_table_says_what_was_mad
     assert any(c.get("outputs") for c in executed["cells"])
 
 
+def test_force_measures_again_what_a_notebook_reads_under_anothers_number(runner, tmp_path):
+    write_notebook(tmp_path, "01_toy", measure("01_a", "a"), measure("01_rate-0.1[x]", "shared"))
+    write_notebook(tmp_path, "02_toy", measure("01_rate-0.1[x]", "shared"), measure("02_b", "b"))
+    assert runner.run()[0] == 0 and runner.log() == ["a", "shared", "b"]
+    assert runner.run("--only", "2", "--force")[0] == 0
+    assert runner.log()[3:] == ["shared", "b"]
+
+
 def test_a_notebook_without_the_profile_parameter_is_refused(runner, tmp_path):
     path = write_notebook(tmp_path, "01_toy")
     path.write_text(path.read_text().replace("profile = None", "profil = None"))
