@@ -1,5 +1,6 @@
 """Where a decoder's parts are: its final norm, its LM head with what it does to logits, how many tokens it reads."""
 
+import inspect
 import math
 import re
 import weakref
@@ -34,12 +35,18 @@ _unembeds: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 def unembeds(model: PreTrainedModel) -> bool:
     """Whether the model's logits are `unembed` of its last hidden state, with no scale of its own or the like."""
     if model not in _unembeds:
-        ids, training = torch.zeros(1, 1, dtype=torch.int64, device=model.device), model.training
+        rows, training = model.get_input_embeddings().num_embeddings, model.training
+        ids = torch.randint(rows, (1, 8), generator=torch.Generator().manual_seed(0)).to(model.device)  # a row may be of zeros
         out = model.eval()(ids, output_hidden_states=True, use_cache=False)
         model.train(training)
         error = (unembed(model, out.hidden_states[-1]).float() - out.logits.float()).abs().max()
         _unembeds[model] = bool(error <= 1e-3 * out.logits.float().abs().max() + 1e-6)
     return _unembeds[model]
+
+
+def last_only(model: PreTrainedModel) -> dict[str, int]:
+    """What makes the model's forward return the logits of the last position alone, if it can: all of them may not fit."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def position_limit(config) -> float:

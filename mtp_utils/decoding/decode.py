@@ -57,6 +57,7 @@ def draft_and_verify(
     *,
     eos_token_id: int | None = None,
     seed: int | list[int] = 0,
+    attention_mask: torch.Tensor | None = None,
 ) -> Decoded:
     """Decode with drafts that `model` verifies: the output of the model alone, in fewer passes.
 
@@ -68,6 +69,7 @@ def draft_and_verify(
         model: a causal LM of transformers, the base model.
         drafter: of drafters.py; None drafts nothing (plain decoding with a KV cache).
         ids: prompts, (seq,), (batch, seq) or a list of (seq,) of different lengths.
+        attention_mask: of ids (batch, seq), 1 for tokens that are there; without it all are.
         widths: candidates for offset 2, 3, ...: every one of them after every one before (a tree); by default one for each
             offset of the drafter (a chain).
         temperature: 0 for the most likely token; else each token is drawn from softmax(logits / temperature).
@@ -78,7 +80,7 @@ def draft_and_verify(
             the drafter has offsets, a window of attention that is smaller than what is read, a model whose attention
             does not hear masks and positions (a small check finds out, once).
     """
-    rows = _rows(model, ids, max_new_tokens)
+    rows = _rows(model, ids, max_new_tokens, attention_mask)
     depth = drafter.depth if drafter else 0
     widths = (1,) * depth if widths is None else tuple(widths) if isinstance(widths, (tuple, list)) else (widths,)
     require(len(widths) <= depth, f"widths={widths}: the drafter drafts {depth} tokens after the certain one")
@@ -160,6 +162,7 @@ class _Clock:
 def _picked(logits: torch.Tensor, temperature: float, draws: list[list[float]] | None) -> list[list[int]]:
     """The base model's token after each node, (rows, nodes): the most likely one, or the one at which the distribution function
     passes a number drawn from [0, 1); of all nodes, whichever are reached."""
+    require(bool((logits < torch.inf).all()), "the model's logits are not finite: nothing can be decoded from them")
     if draws is None:
         return logits.argmax(-1).tolist()
     below = (logits.to(precise(logits.device)) / temperature).softmax(-1).cumsum(-1)
@@ -179,11 +182,16 @@ def _passes(log: list, decoded: list[list[int]], depth: int, end: int | None) ->
     return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
-def _rows(model, ids, max_new_tokens: int) -> list[torch.Tensor]:
+def _rows(model, ids, max_new_tokens: int, mask: torch.Tensor | None = None) -> list[torch.Tensor]:
     """The prompts, checked, on the model's device."""
     require(hasattr(model, "get_input_embeddings"), f"model: a model of transformers (of a Backbone, .model), not {type(model)}")
     ids = [ids] if torch.is_tensor(ids) and ids.ndim == 1 else list(ids)
     require(all(map(torch.is_tensor, ids)), f"ids must be tensors of token ids, not {type(ids[0]).__name__ if ids else None}")
+    if mask is not None:
+        shape = (len(ids), len(ids[0]) if ids else 0)
+        alike = tuple(mask.shape) == shape and all(len(x) == shape[1] for x in ids)
+        require(alike, f"attention_mask must have the shape of ids, {shape}, not {tuple(mask.shape)}")
+        ids = [x[there != 0] for x, there in zip(ids, mask.to(ids[0].device), strict=True)]
     require(ids and all(x.ndim == 1 and len(x) and not x.is_floating_point() for x in ids), "ids must be prompts of >= 1 token")
     require(max_new_tokens >= 1, f"max_new_tokens={max_new_tokens} must be >= 1")
     known = model.get_input_embeddings().num_embeddings

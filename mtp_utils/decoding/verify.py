@@ -99,6 +99,9 @@ def check_attention(model, longest: int) -> None:
         known[name] = "RuntimeError or the like"  # unless it comes to an end
         try:
             known[name] = _heard_wrong(model, min(max([0, *lengths.values()]) + 16, longest))
+        except torch.OutOfMemoryError:  # of this moment, not of the model
+            del known[name]
+            raise
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             known[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     require(not known[name], f"{type(model).__name__}: its attention does not serve drafts ({known[name]}): decode with generate")

@@ -50,13 +50,20 @@ class Level:
 
 
 class Sums:
-    """Running sums over paths at each root: probability (P, V), captured mass, paths, conditional entropy (P,)."""
+    """Running sums over paths at each root: probability (P, V), captured mass, paths, conditional entropy (P,); `ahead` (P,): by
+    how much the first token leads the second in what was enumerated, where samples are added to it."""
 
     def __init__(self, n_roots, vocab, dtype, device, with_entropy):
         self.prob = torch.zeros(n_roots, vocab, dtype=dtype, device=device)
         self.mass = torch.zeros(n_roots, dtype=precise(device), device=device)
         self.paths = torch.zeros(n_roots, dtype=torch.int64, device=device)
         self.entropy = torch.zeros(n_roots, dtype=dtype, device=device) if with_entropy else None
+        self.ahead = None
+
+    def lead(self, rows=slice(None)):
+        """By how much the most probable token leads the next one, so far (P,)."""
+        top = self.prob[rows].topk(min(2, self.prob.shape[1])).values
+        return top[:, 0] - (top[:, 1] if top.shape[1] > 1 else -torch.inf)
 
     def add(self, root, weight, p):
         """prob[root] += weight * p, for root (m,) ascending, p (m, V): a matrix product per slice, few roots wide."""

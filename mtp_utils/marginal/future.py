@@ -80,7 +80,7 @@ def future_log_probs(
         reference: run the whole sequence again for each path instead of packing (slow, obvious).
 
     `certified` means S(first) - S(second) > max(1 - M, 0) + a rounding margin of 1e-10 for float64 models, 1e-5 for
-    float32, 5e-3 for float16 and 2e-2 for bfloat16.
+    float32, 5e-3 for float16 and 2e-2 for bfloat16; S is of the enumerated paths alone, whatever was sampled besides.
 
     Raises:
         ValueError: an argument outside its limits (named with the limit), more than max_paths paths (with the cost),
@@ -121,9 +121,9 @@ def nothing(rows, dtype, with_entropy):
 
 def store(found, where, sums, margin):
     """Write the sums over paths (P, ...) where (P, 2) they belong."""
-    first, second = sums.prob.topk(2).values.T if sums.prob.shape[1] > 1 else (sums.prob[:, 0], -torch.inf)
+    ahead = sums.lead() if sums.ahead is None else sums.ahead
     values = {
-        "certified": first - second > (1 - sums.mass).clamp_min(0) + margin,
+        "certified": ahead > (1 - sums.mass).clamp_min(0) + margin,
         "captured_mass": sums.mass.clamp_max(1),
         "num_candidates": sums.paths,
         "log_probs": sums.prob.log_(),

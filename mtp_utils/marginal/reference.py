@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 
+from ..backbones.anatomy import last_only
 from .expansion import Level
 from .packed import Packed
 
@@ -33,7 +34,7 @@ class Reference:
                 root = level.root[start]
                 prefix = self.ids[self.rows[root], : self.t[root] + 1]
                 ids = torch.cat([prefix.expand(stop - start, -1), level.path(start, stop)], 1)
-                yield start, stop, self.model(input_ids=ids, use_cache=False).logits[:, -1]
+                yield start, stop, self.model(input_ids=ids, use_cache=False, **last_only(self.model)).logits[:, -1]
 
 
 def active_lengths(config, longest):
@@ -61,6 +62,8 @@ def engine_for(model, longest):
     total = min([max([0, *lengths.values()]) + 16, *other])  # beyond what acts in this call, not beyond more
     try:
         reason, conclusive = compare(model, max(1, total - 2), lengths)
+    except torch.OutOfMemoryError:  # of this moment, not of the model
+        raise
     except Exception as error:  # whatever the model does not support is a reason, not a failure
         reason, conclusive = f"{type(error).__name__}: {error}", True
     answer = (Packed, None) if reason is None else (Reference, reason)
@@ -92,7 +95,7 @@ def compare(model, length, lengths):
     second = below(first, [c])
     packed, reference = Packed(model, ids, rows, t), Reference(model, ids, rows, t)
     ours, theirs = (
-        torch.cat([x.log_softmax(-1) for level in (top, first, second) for _, _, x in engine.logits_of(level, True)])
+        torch.cat([log_probs(x) for level in (top, first, second) for _, _, x in engine.logits_of(level, True)])
         for engine in (packed, reference)
     )
     if theirs.isnan().any():  # the caller will be told where
@@ -102,15 +105,20 @@ def compare(model, length, lengths):
     windows = {value for name, value in lengths.items() if name.endswith(("window", "window_size"))}
     if windows - packed.windows:
         return f"a window of {windows} that its attention does not announce", True
-    error, tolerance = gap(ours, theirs), TOLERANCE.get(ours.dtype, TOLERANCE[torch.bfloat16])
+    error, tolerance = gap(ours, theirs), TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
     if not error <= tolerance:
         reference.step = 1  # what rounding alone does to the reference
-        again = torch.cat([x.log_softmax(-1) for _, _, x in reference.logits_of(second)])
+        again = torch.cat([log_probs(x) for _, _, x in reference.logits_of(second)])
         tolerance = max(tolerance, 8 * gap(theirs[-len(again) :], again))
     if not error <= tolerance:
         return f"log-probabilities off by {error:.1e}, tolerance {tolerance:.1e}", True
     last = theirs[-len(second.root) :]  # same last token, another ancestor: what attention is worth here
     return None, gap(last[0::2], last[1::2]) > 20 * tolerance
+
+
+def log_probs(logits):
+    """In float32 at least: half precision has a spacing of a quarter where a token is unlikely."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def gap(a, b):

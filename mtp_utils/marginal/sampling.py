@@ -33,6 +33,8 @@ def by_samples(engine, roots, offset, k, seeds, n, sums):
         tree, left, drawn = grow(engine, part, offset, k, u)
         if k:
             accumulate(engine, tree.pop(), sums)
+            sums.ahead = torch.zeros_like(sums.prob[:, 0]) if sums.ahead is None else sums.ahead
+            sums.ahead[part.root] = sums.lead(part.root)  # what is sampled has no part in a certificate
         share, depth, node = exits(tree, left, u[:, :, 0])
         for level, tokens in zip(tree, drawn, strict=True):
             walk(engine, level, tokens, share, node, depth == level.depth, offset, u, sums)

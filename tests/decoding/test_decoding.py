@@ -284,3 +284,24 @@ def test_an_empty_table_of_passes_has_its_columns():
     done = draft_and_verify(tiny_model("gpt_neox"), None, torch.tensor([1, 2]), 2)
     assert isinstance(done.passes, pd.DataFrame) and "offset" in done.passes and done.n_passes == 1
     assert speed_up(2.0, 1.5, 0.5, 1.0) == 1.0
+
+
+def test_padding_is_not_read_as_text_where_a_mask_says_what_it_is():
+    model, rows = tiny_model("llama"), [torch.tensor([3, 1, 4]), torch.tensor([1, 5, 2, 6, 5])]
+    padded, mask = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        padded[i, -len(row) :], mask[i, -len(row) :] = row, 1
+    alone = draft_and_verify(model, LookupDrafter(), rows, 8).tokens
+    together = draft_and_verify(model, LookupDrafter(), padded, 8, attention_mask=mask).tokens
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    with pytest.raises(ValueError, match="attention_mask must have the shape of ids"):
+        draft_and_verify(model, LookupDrafter(), padded, 8, attention_mask=mask[:, 1:])
+
+
+def test_logits_that_are_not_finite_are_refused_and_not_decoded():
+    model = tiny_model("gpt_neox")
+    draft_and_verify(model, None, torch.tensor([1, 2]), 2)  # a sound one, whose attention has been looked at
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        draft_and_verify(model, None, torch.tensor([1, 2]), 2)

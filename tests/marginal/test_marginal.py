@@ -6,7 +6,7 @@ from tiny_models import CONFIGS, GROUPED, PACKED, VOCAB, WINDOW, tiny_model
 from transformers import AutoModelForCausalLM, GraniteConfig
 
 from mtp_utils.backbones.anatomy import unembeds
-from mtp_utils.marginal import attention, expansion, packed
+from mtp_utils.marginal import attention, expansion, packed, reference
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
 
@@ -453,3 +453,76 @@ def test_padding_ids_may_be_anything_and_no_wanted_position_costs_nothing(neox, 
     del candidates[:]
     none = future_log_probs(neox, ids, 2, top_k=2, positions=torch.zeros_like(ids, dtype=torch.bool))
     assert none.log_probs.shape == (2, SEQ, VOCAB) and (none.log_probs == -torch.inf).all() and not candidates
+
+
+def test_what_is_sampled_has_no_part_in_a_certificate():
+    """Of the same enumerated paths: certified with samples exactly where it is without them."""
+    ids, flags = torch.randint(VOCAB, (3, 12), generator=torch.Generator().manual_seed(1)), []
+    for seed in range(6):
+        model = tiny_model("gpt_neox", seed=seed)
+        for k in (2, 4, 6):
+            both = future_log_probs(model, ids, 2, top_k=k, samples=2, seed=seed)
+            alone = future_log_probs(model, ids, 2, top_k=k)
+            assert torch.equal(both.certified, alone.certified)
+            exact = future_log_probs(model, ids, 2, exact=True)
+            assert (both.log_probs.argmax(-1) == exact.log_probs.argmax(-1))[both.certified].all() or not both.certified.any()
+            flags.append(both.certified.float().mean())
+    assert 0 < sum(flags) / len(flags) < 1
+
+
+def test_a_certificate_of_a_hybrid_speaks_of_the_enumerated_arg_max():
+    model, ids = tiny_model("gpt_neox", seed=3), torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(2))
+    f, exact = future_log_probs(model, ids, 3, top_k=3, samples=4), future_log_probs(model, ids, 3, exact=True)
+    assert torch.equal(f.certified, future_log_probs(model, ids, 3, top_k=3).certified)
+    assert (f.log_probs.argmax(-1) == exact.log_probs.argmax(-1))[f.certified].all()
+
+
+def test_running_out_of_memory_once_is_no_property_of_a_model(monkeypatch):
+    model = tiny_model("llama")
+    ids = torch.randint(VOCAB, (1, 8), generator=torch.Generator().manual_seed(0))
+
+    def scarce(*_):
+        raise torch.OutOfMemoryError("none left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "compare", scarce)
+        with pytest.raises(torch.OutOfMemoryError):
+            future_log_probs(model, ids, 2, top_k=2)
+    assert reference.engine_for(model, 10) == (Packed, None)
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "llama", "gpt2", "falcon_alibi"])
+def test_the_reference_keeps_the_logits_it_uses(name, monkeypatch):
+    model, shapes = tiny_model(name), []
+    real = type(model).forward
+
+    def counted(self, *args, **kwargs):
+        out = real(self, *args, **kwargs)
+        shapes.append(out.logits.shape[1])
+        return out
+
+    monkeypatch.setattr(model, "forward", counted.__get__(model), raising=False)
+    model.forward.__func__.__wrapped__ = real  # its signature is the model's own
+    ids = torch.randint(VOCAB, (1, 9), generator=torch.Generator().manual_seed(0))
+    before = future_log_probs(tiny_model(name), ids, 2, exact=True, reference=True).log_probs
+    found = future_log_probs(model, ids, 2, exact=True, reference=True).log_probs
+    assert torch.equal(before, found) and max(shapes) == 1
+
+
+def test_a_scale_is_seen_though_the_first_tokens_row_is_zero():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = 0.0  # of padding: every layer of it is zero
+    assert unembeds(model)
+    scaled = tiny_model("llama")
+    with torch.no_grad():
+        scaled.get_input_embeddings().weight[0] = 0.0
+    forward = scaled.forward
+
+    def with_scale(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = out.logits * 3.0
+        return out
+
+    scaled.forward = with_scale
+    assert not unembeds(scaled)
