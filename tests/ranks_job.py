@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from mtp_utils.backbones import sharded
 from mtp_utils.base import ranks
 from mtp_utils.base.records import Arrays
-from mtp_utils.findings import gaps, measures, stored
+from mtp_utils.findings import head_measures, measures, stored
 from mtp_utils.findings.scoring import Labels
 from mtp_utils.heads import joint, training
 from mtp_utils.heads.features import FrozenFeatures
@@ -65,7 +65,7 @@ def results() -> dict[str, np.ndarray]:
     table = measures.label_table(blocks, {source: arrays[f"labels.{source}"] for source in stored.DRAWN})
     marginals = {k: Arrays({"log_probs": arrays[f"log_probs.{k}"]}, "") for k in (2, 3)}
     states = FrozenFeatures(backbone, blocks.tokens, layers)
-    gap = gaps.gap_arrays(
+    gap = head_measures.gap_arrays(
         states, blocks, Labels(table), marginals, Arrays(heads, ""), HeadSpec("residual", "mix", offsets=(2, 3))
     )
     found |= {f"gaps.{n}": x for n, x in gap.items()}

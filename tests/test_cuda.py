@@ -8,7 +8,7 @@ from tiny_models import PACKED, VOCAB, stop_in_step_11, tiny_backbone, tiny_mode
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.decoding.decode import draft_and_verify, greedy_decode
 from mtp_utils.decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
-from mtp_utils.findings import measures
+from mtp_utils.findings import measures, stored
 from mtp_utils.heads import joint
 from mtp_utils.heads.features import FrozenFeatures
 from mtp_utils.heads.heads import Heads
@@ -108,9 +108,9 @@ def test_measured_tables_agree():
     scored[:, [40, 50]] = True
     names = ("a", "b", "c")
     blocks = Blocks("prose", "test", 4, names, names, (None,) * 3, tokens, mask, scored, torch.zeros_like(tokens), "text")
-    estimators = {str(k): e for k, e in measures.ESTIMATORS.items()}
+    estimators = {str(k): e for k, e in stored.ESTIMATORS.items()}
     backbones = [load_backbone("ladder/w64", device=device) for device in ("cpu", "cuda")]
-    here, there = (measures.marginal_arrays(b, blocks, estimators, measures.DRAWN) for b in backbones)
+    here, there = (measures.marginal_arrays(b, blocks, estimators, stored.DRAWN) for b in backbones)
     assert here.keys() == there.keys()
     for name in here:
         same = np.isclose(here[name], there[name], atol=1e-3, equal_nan=True).reshape(len(here[name]), -1).all(1)

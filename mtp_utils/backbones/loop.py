@@ -1,46 +1,31 @@
-"""One training run of a ladder model: its sequences, its schedule, the loop, its checkpoints, its validation loss.
+"""One training run of a ladder model: its sequences, the loop, its validation loss.
 
-Checkpoints are safetensors with the step and the loss curve in their metadata; a run stopped anywhere goes on from the
-last one, and a folder that holds a run of other settings is refused.
+A run stopped anywhere goes on from its last checkpoint, and a folder that holds a run of other settings is refused.
 """
 
-import hashlib
-import json
 import math
 import time
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from transformers import AutoTokenizer
 
-from ..base import paths, ranks
-from ..base.files import read_json, write_atomic, write_json
+from ..base import paths
+from ..base.files import read_json, write_json
 from ..base.locks import exclusive
 from ..base.runtime import choose_device, choose_dtype
 from ..text import blocks, corpora
 from ..text.blocks import CONTEXT
-from . import sharded
+from .checkpoints import checkpoint, rate_at, require_same, restore
 from .specs import BLOCKED, Spec, build, loss_of
 
 BATCH = 16  # sequences of CONTEXT tokens a step: 2,930 steps in 12M tokens
-WARMUP, FLOOR = 0.05, 0.1  # share of the steps; share of the peak rate at the end
 
 
 def load_tokenizer():
     return AutoTokenizer.from_pretrained(paths.LADDER / "tokenizer", local_files_only=True)
-
-
-def rate_at(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then cosine down to FLOOR x peak."""
-    warm = max(1, int(WARMUP * steps))
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
 def train(spec: Spec, rate: float, tokens: int, work: Path, every: int = 100, batch: int = BATCH) -> dict:
@@ -109,62 +94,6 @@ def _train(spec: Spec, rate: float, tokens: int, work: Path, every: int, batch: 
     }
     write_json(summary, result)
     return result
-
-
-def checkpoint(parts, optimizer, path: Path, step: int, curve, settings: dict) -> None:
-    """What `restore` needs to go on after `step` steps, in one file, written by the first process; curve: anything JSON can
-    hold."""
-    tensors = {f"parts.{k}": v.contiguous() for k, v in parts.state_dict().items()}
-    states = optimizer.state_dict()["state"]
-    tensors |= sharded.gathered({f"optimizer.{i}.{k}": v for i, state in states.items() for k, v in state.items()})
-    if not ranks.first():
-        return
-    metadata = {"step": str(step), "curve": json.dumps(curve), "settings": json.dumps(settings)}
-    write_atomic(path, save(tensors, metadata=metadata | {"sha256": _digest(tensors, metadata)}))
-
-
-def _digest(tensors: dict, metadata: dict) -> str:
-    """sha256 of all that a checkpoint holds."""
-    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def restore(parts, optimizer, path: Path, settings: dict) -> tuple[int, list | dict]:
-    """Put `parts` and `optimizer` where `checkpoint` left them; returns its step and curve, (0, []) where there is none, or a
-    damaged one, which is not trusted."""
-    if not path.exists():
-        return 0, []
-    state = optimizer.state_dict()
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
-            metadata = file.metadata() or {}
-        sound = metadata.pop("sha256", None) == _digest(tensors, metadata)
-    except (SafetensorError, ValueError):
-        sound = False
-    if not sound:
-        warnings.warn(f"{path} is cut short or altered: training begins anew", stacklevel=2)
-        return 0, []
-    require_same(settings, json.loads(metadata["settings"]), path)
-    parts.load_state_dict({k.removeprefix("parts."): v for k, v in tensors.items() if k.startswith("parts.")})
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            state["state"].setdefault(int(i), {})[name] = sharded.as_held(value, parameters[int(i)])
-    optimizer.load_state_dict(state)
-    return int(metadata["step"]), json.loads(metadata["curve"])
-
-
-def require_same(settings: dict, found: dict, where: Path) -> None:
-    other = {name: found.get(name) for name in settings if found.get(name) != settings[name]}
-    if other:
-        raise ValueError(
-            f"{where} holds a run with {other}, not with {dict(settings.items() - (settings | other).items())}; "
-            "name another --work, or remove it"
-        )
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ..backbones import sharded
-from ..backbones.loop import checkpoint, rate_at, restore
+from ..backbones.checkpoints import checkpoint, rate_at, restore
 from ..base import paths, ranks
 from ..base.keys import fingerprint, measurement_key
 from ..base.runtime import progress

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from ..backbones import sharded
 from ..backbones.anatomy import unembed
-from ..backbones.loop import rate_at
+from ..backbones.checkpoints import rate_at
 from ..base import ranks
 from ..base.runtime import progress
 from ..text.offsets import labels_at, predictions_at

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tiny_models import tiny_backbone
 from transformers import AutoModelForCausalLM
 
+from mtp_utils.backbones import checkpoints, loop, pretrain, specs
 from mtp_utils.backbones import load as backbones
-from mtp_utils.backbones import loop, pretrain, specs
 from mtp_utils.backbones.load import available_backbones, load_backbone
 from mtp_utils.base import locks, paths
 from mtp_utils.decoding.decode import draft_and_verify
@@ -158,14 +158,14 @@ def test_a_damaged_checkpoint_is_not_trusted(tmp_path, damage):
     parts = torch.nn.ModuleDict({"model": torch.nn.Linear(4, 4)})
     optimizer = torch.optim.AdamW(parts.parameters())
     path = tmp_path / "checkpoint.safetensors"
-    loop.checkpoint(parts, optimizer, path, 7, [1.0], {"rate": 1e-3})
-    assert loop.restore(parts, optimizer, path, {"rate": 1e-3}) == (7, [1.0])
+    checkpoints.checkpoint(parts, optimizer, path, 7, [1.0], {"rate": 1e-3})
+    assert checkpoints.restore(parts, optimizer, path, {"rate": 1e-3}) == (7, [1.0])
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes({"a bit": bytes(data), "cut short": bytes(data[: len(data) // 2]), "empty": b""}[damage])
     before = parts["model"].weight.clone()
     with pytest.warns(UserWarning, match="cut short or altered"):
-        assert loop.restore(parts, optimizer, path, {"rate": 1e-3}) == (0, [])
+        assert checkpoints.restore(parts, optimizer, path, {"rate": 1e-3}) == (0, [])
     assert torch.equal(parts["model"].weight, before)
 
 

@@ -11,7 +11,7 @@ from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.records import Arrays
 from mtp_utils.base.run import Run
-from mtp_utils.findings import arms, gaps, layers, metrics, scoring
+from mtp_utils.findings import arms, gaps, head_measures, layers, metrics, scoring
 from mtp_utils.heads.features import FrozenFeatures
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.heads.training import Training
@@ -135,11 +135,11 @@ def test_the_floor_of_a_head_is_zero_at_full_width_and_falls_with_it():
     generator = torch.Generator().manual_seed(0)
     log_m = torch.randn(5, 12, generator=generator).mul(2).log_softmax(-1)
     wide = torch.randn(12, 12, generator=generator)
-    floors = [gaps.unembedding_floor(log_m, wide[:, :d]).mean().item() for d in (1, 3, 6, 12)]
+    floors = [head_measures.unembedding_floor(log_m, wide[:, :d]).mean().item() for d in (1, 3, 6, 12)]
     assert floors[-1] < 1e-4 and all(a > b for a, b in zip(floors, floors[1:], strict=False))
     grid = torch.linspace(-8, 8, 20001)[:, None]
     brute = [scoring.kl(row, (grid @ wide[:, :1].T).log_softmax(-1)).min().item() for row in log_m]
-    assert gaps.unembedding_floor(log_m, wide[:, :1]).tolist() == pytest.approx(brute, abs=1e-4)
+    assert head_measures.unembedding_floor(log_m, wide[:, :1]).tolist() == pytest.approx(brute, abs=1e-4)
 
 
 def test_cka_is_one_for_a_rotation_and_zero_for_independent_states_however_wide():
