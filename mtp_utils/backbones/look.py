@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..base.runtime import choose_device, choose_dtype
 from . import load
-from .anatomy import position_limit
+from .anatomy import last_only, position_limit
 
 SHORT = 12  # tokens of the two short rows
 ROUNDING = 8  # units in the last place of the largest logit, by which the same row may differ beside another one
@@ -104,9 +104,7 @@ def _refuse_logits(name: str, model, needed: int) -> None:
     changed = f"{name}: what it says at a position changes with a later token: {kind}"
     _require(moved <= ROUNDING * torch.finfo(model.dtype).eps * scale, changed)
     try:
-        model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False, logits_to_keep=1)
-    except TypeError:  # it keeps all logits
-        model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False)
+        model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False, **last_only(model))
     except Exception as error:
         raise ValueError(f"{name} does not read {needed} tokens, which are needed: {_first_line(error)}") from error
 

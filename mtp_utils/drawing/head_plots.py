@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .style import LABEL, MARKERS, STYLE, errors, line, log_params, new_axes, titled
+from .style import LABEL, MARKERS, STYLE, errors, legend_beside, line, log_params, new_axes, titled
 
 OFFSETS = {1: "ntp", 2: "offset2", 3: "offset3", 4: "offset4"}
 
@@ -30,7 +30,7 @@ def by_layer(summary: pd.DataFrame, metric: str, title: str, blind: pd.DataFrame
         ax.set(title=corpus, xlabel="layer (0: embeddings)", ylabel=LABEL[metric] if ax is axes[0] else "")
         if metric == "cross_entropy":
             ax.set_ylim(0, min(ax.get_ylim()[1], 9))
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[-1])
     titled(figure, title)
     return figure
 
@@ -44,7 +44,7 @@ def by_layer_and_backbone(summary: pd.DataFrame, metric: str, title: str) -> Fig
             rows = summary[(summary.corpus == corpus) & (summary.kind == kind) & (summary.metric == metric)].sort_values("layer")
             line(ax, rows["layer"] + 0.06 * (i - 1), rows, kind)
         ax.set(title=corpus, xlabel="layer (0: embeddings)", ylabel=LABEL[metric] if ax is axes[0] else "")
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[-1])
     titled(figure, title)
     return figure
 
@@ -95,7 +95,7 @@ def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str, mar
             ax.axvline(mark, color="black", linewidth=0.9)
         ax.set(title=corpus, xlabel=xlabel, yticks=range(len(arms)), yticklabels=arms)
     axes[0].invert_yaxis()
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[-1])
     titled(figure, title)
     return figure
 
@@ -161,6 +161,6 @@ def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: s
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.set(title=corpus, xlabel="NTP above base model [nats]")
         ax.set_ylabel("offset 2 [nats/token]" if ax is axes[0] else "")
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[-1])
     titled(figure, title)
     return figure

@@ -25,6 +25,11 @@ def value(rows: pd.DataFrame, column: str = "value", **where) -> float:
     return float(rows[column].iloc[0]) if len(rows) else float("nan")
 
 
+def single(table: pd.DataFrame, column: str = "value", by: str = "corpus") -> str:
+    """`translation <the number of its one row>, code <...>, ...`"""
+    return each(table, lambda part: number(value(part, column)), by)
+
+
 def beside(table: pd.DataFrame, column: str, names, sep: str = " / ") -> str:
     """`translation <value where the column is the first name> / <the second>, code ...`"""
     return each(table, lambda part: sep.join(number(value(part, **{column: name})) for name in names))

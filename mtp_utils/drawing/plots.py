@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .style import LABEL, NAMES, SIZES, STYLE, errors, line, log_params, new_axes, titled
+from .style import LABEL, NAMES, SIZES, STYLE, errors, legend_beside, line, log_params, new_axes, titled
 
 
 def predicted_tokens(table: pd.DataFrame, title: str) -> Figure:
@@ -47,7 +47,7 @@ def by_offset(summary: pd.DataFrame, metric: str, title: str, hue: str = "predic
             xticks=sorted(set(summary["offset"])),
         )
         ax.set_ylim(bottom=0)
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[-1])
     titled(figure, title)
     return figure
 
@@ -194,7 +194,7 @@ def dose_response(summary: pd.DataFrame, title: str) -> Figure:
                 label=NAMES["gold"] if gold else rung,
             )
         ax.set(xlabel="rate of free choice", ylabel=LABEL[metric], xticks=sorted(set(summary["rate"])), ylim=(0, None))
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[-1])
     titled(figure, title)
     return figure
 
@@ -219,6 +219,6 @@ def auroc(table: pd.DataFrame, threshold: float, title: str) -> Figure:
     ax.axvline(threshold, color="grey", linestyle=":", label="threshold of the claim")
     ax.set(xlabel="AUROC for a right arg-max at offset 2", yticks=range(len(names)), yticklabels=names)
     ax.invert_yaxis()
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(ax)
     titled(figure, title)
     return figure

@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .style import MARKERS, SIZES, STYLE, errors, new_axes, titled
+from .style import MARKERS, SIZES, STYLE, errors, legend_beside, new_axes, titled
 
 DRAFTERS = {  # name -> colour, marker, line style
     "frozen heads": STYLE["frozen"],
@@ -30,7 +30,7 @@ def acceptance_by_offset(summary: pd.DataFrame, metric: str, title: str, ylabel:
                         linestyle=style, markersize=5, capsize=2, label=name)  # fmt: skip
         ax.set(title=corpus, xlabel="offset", xticks=sorted(set(summary["offset"])), ylabel=ylabel if ax is axes[0] else "")
         ax.set_ylim(0, 1)
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[-1])
     titled(figure, title)
     return figure
 
@@ -54,7 +54,7 @@ def speeds(summary: pd.DataFrame, title: str) -> Figure:
         ax.set(title=corpus, xlabel="speed / plain greedy decoding", yticks=range(len(ways)), yticklabels=ways)
     axes[0].invert_yaxis()
     axes[-1].scatter([], [], s=70, facecolors="none", edgecolors="black", linewidths=0.7, label="predicted")
-    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(axes[-1])
     titled(figure, title)
     return figure
 
@@ -73,7 +73,7 @@ def against_acceptance(table: pd.DataFrame, columns: dict[str, str], title: str)
                 rows = table[(table.corpus == corpus) & (table.backbone == rung)]
                 ax.scatter(rows[column], rows["acceptance"], color=colours[i], marker=MARKERS[i], s=28, label=rung)
             ax.set(title=corpus, xlabel=label, ylabel="accepted at offset 2" if ax is axes[0] else "")
-        axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        legend_beside(axes[-1])
     titled(figure, title)
     return figure
 

@@ -86,6 +86,11 @@ def _broken(line: str, width: int) -> list[str]:
     return [part.replace("\xa0", " ") for part in found]
 
 
+def legend_beside(ax) -> None:
+    """The legend of these axes, to their right."""
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def errors(rows: pd.DataFrame, column: str = "value") -> np.ndarray:
     """(2, n) lengths of the intervals below and above the values, as matplotlib's error bars want them."""
     return np.clip([rows[column] - rows["ci_low"], rows["ci_high"] - rows[column]], 0, None)

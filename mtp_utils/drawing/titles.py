@@ -5,7 +5,7 @@ A second line says what was measured. Numbers are those of the largest backbone 
 
 import pandas as pd
 
-from .numbers import beside, count, each, ends, number, span, value
+from .numbers import beside, count, each, ends, number, single, span, value
 
 CONTROLS = ("unigram", "skip_bigram", "skip_trigram")
 
@@ -103,7 +103,7 @@ def dose_response(summary: pd.DataFrame) -> str:
 
 def criteria(table: pd.DataFrame, backbone: str) -> str:
     """02: AUROC of a low entropy of the marginal."""
-    found = each(table[table.criterion == "low H(m2)"], lambda part: number(part["effect"].iloc[0]))
+    found = single(table[table.criterion == "low H(m2)"], "effect")
     return f"A low H(m2) tells right from wrong with an AUROC of: {found}\n{backbone}, offset 2, the documents' own tokens"
 
 
@@ -130,21 +130,21 @@ def twins(summary: pd.DataFrame) -> str:
 def similarity(table: pd.DataFrame) -> str:
     """03: how alike the embeddings and the last layer are."""
     ends_of = table[(table.layer == 0) & (table.other == table.groupby("backbone")["other"].transform("max"))]
-    found = each(ends_of, lambda part: number(part["cka"].iloc[0]), "backbone")
+    found = single(ends_of, "cka", "backbone")
     return f"Embeddings and last layer are alike by: {found}\nlinear CKA of the layers, {table['corpus'].iloc[0]}"
 
 
 def mix_weights(table: pd.DataFrame) -> str:
     """03: the weight that the mix leaves on the last layer at offset 2."""
     rows = table[(table.offset == 2) & (table.layer == table.groupby("backbone")["layer"].transform("max"))]
-    found = each(rows, lambda part: number(part["weight"].iloc[0]), "backbone")
+    found = single(rows, "weight", "backbone")
     return f"Two tokens ahead a mix started at the last layer leaves there: {found}\nresidual heads on the frozen backbone"
 
 
 def frozen_heads(summary: pd.DataFrame, kind: str, backbone: str) -> str:
     """04: how far one kind of heads stays above the marginal at offset 2."""
     rows = summary[(summary.offset == 2) & (summary.metric == "excess_ce") & (summary.arm == kind)]
-    found = each(rows, lambda part: number(part["value"].iloc[0]))
+    found = single(rows)
     what = f"{backbone}, frozen, on data: {kind}, best on validation"
     return f"Two tokens ahead the best kind of heads stays above the marginal by: {found} nats\n{what}"
 
@@ -182,13 +182,13 @@ def budgets(summary: pd.DataFrame, backbone: str) -> str:
 
 def shares(table: pd.DataFrame, way: str, backbone: str) -> str:
     """05: what one way of joint training closes of the frozen heads' gap."""
-    found = each(table[table.arm == way], lambda part: number(part["value"].iloc[0]))
+    found = single(table[table.arm == way])
     return f"{way[:1].upper() + way[1:]}, closes of the frozen heads' gap: {found}\n{backbone}, offset 2; 1 is the marginal"
 
 
 def cost(table: pd.DataFrame, ways: tuple[str, str], backbone: str) -> str:
     """05: what two ways of joint training add to the next token's loss."""
-    found, other = (each(table[table.arm == way], lambda part: number(part["ntp"].iloc[0])) for way in ways)
+    found, other = (single(table[table.arm == way], "ntp") for way in ways)
     return f"The next token's loss grows by: {found} nats ({ways[0]}); {other} ({ways[1]})\n{backbone}: offset 2 against it"
 
 
