@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from ..base.refusals import first_line, require
 from ..base.runtime import choose_device, choose_dtype
 from . import load
 from .anatomy import last_only, position_limit
@@ -32,7 +33,7 @@ def look(name: str, needed: int) -> list[str]:
         _refuse_files(name, folder)
     config, tokenizer, size = load.look_at(name)
     lines, most = [f"{name}: {type(config).__name__}, {size / 1e9:.2f} GB of weights"], position_limit(config)
-    _require(most >= needed or most < 0, f"{name} reads {most} tokens; {needed} are needed")
+    require(most >= needed or most < 0, f"{name} reads {most} tokens; {needed} are needed")
     if source == "ladder":  # its files are held against their card's hashes
         return lines
     dtype = choose_dtype(choose_device()[0])[0]
@@ -41,7 +42,7 @@ def look(name: str, needed: int) -> list[str]:
         with _quiet():
             model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
     except Exception as error:  # a dozen classes, of as many libraries
-        raise ValueError(f"{name} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"{name} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         drawn = "they would be drawn at random, others in every process"
         raise ValueError(f"{name}: {len(missing)} weights are in none of its files, {missing[0]} among them; {drawn}")
@@ -67,17 +68,17 @@ def _refuse_files(name: str, folder: Path) -> None:
     """What the names of files and the configuration tell."""
     files = {path.name for path in folder.iterdir()}
     merged = "merge it into its base model first (peft: merge_and_unload, then save_pretrained), and give that folder"
-    _require("adapter_config.json" not in files, f"{name} is an adapter: {merged}")
+    require("adapter_config.json" not in files, f"{name} is an adapter: {merged}")
     if "config.json" not in files:  # load.look_at says what a folder must hold
         return
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"}
-    _require(files & tokenizer, f"{name} has no tokenizer: save the model's there too (tokenizer.save_pretrained)")
+    require(files & tokenizer, f"{name} has no tokenizer: save the model's there too (tokenizer.save_pretrained)")
     config = json.loads((folder / "config.json").read_text("utf-8"))
     quantised = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config") or {}
     how = quantised.get("quant_method")
     needs = NEEDS.get(how)
     there = how is None or (needs and importlib.util.find_spec(needs))
-    _require(there, f"{name} is quantised ({how}): give the unquantised model" + (f", or install {needs}" if needs else ""))
+    require(there, f"{name} is quantised ({how}): give the unquantised model" + (f", or install {needs}" if needs else ""))
 
 
 def _refuse_tokens(name: str, tokenizer, rows: int) -> None:
@@ -85,7 +86,7 @@ def _refuse_tokens(name: str, tokenizer, rows: int) -> None:
     last = max(known, key=known.get)
     mend = "give the tokenizer it was trained with, or resize_token_embeddings and train"
     what = f"its tokenizer's token {known[last]}, {last!r}, is beyond the model's {rows} rows"
-    _require(known[last] < rows, f"{name}: {what}: {mend}")
+    require(known[last] < rows, f"{name}: {what}: {mend}")
 
 
 @torch.no_grad()
@@ -97,16 +98,16 @@ def _refuse_logits(name: str, model, needed: int) -> None:
     try:
         logits = model(input_ids=ids, use_cache=False).logits.float()
     except Exception as error:
-        raise ValueError(f"{name} does not read plain token ids: {_first_line(error)}") from error
-    _require(logits.isfinite().all(), f"{name}: its logits are not finite ({_what_is_not(model)})")
+        raise ValueError(f"{name} does not read plain token ids: {first_line(error)}") from error
+    require(logits.isfinite().all(), f"{name}: its logits are not finite ({_what_is_not(model)})")
     moved, scale = (logits[0, :-1] - logits[1, :-1]).abs().max(), logits.abs().max()
     kind = f"no causal model ({type(model).__name__}), it sees the labels"
     changed = f"{name}: what it says at a position changes with a later token: {kind}"
-    _require(moved <= ROUNDING * torch.finfo(model.dtype).eps * scale, changed)
+    require(moved <= ROUNDING * torch.finfo(model.dtype).eps * scale, changed)
     try:
         model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False, **last_only(model))
     except Exception as error:
-        raise ValueError(f"{name} does not read {needed} tokens, which are needed: {_first_line(error)}") from error
+        raise ValueError(f"{name} does not read {needed} tokens, which are needed: {first_line(error)}") from error
 
 
 def _what_is_not(model) -> str:
@@ -125,13 +126,3 @@ def _worth_saying(name: str, model, unexpected: list[str]) -> list[str]:
     if others := [key for key in unexpected if key not in ahead]:
         lines.append(f"{name}: {len(others)} tensors of its files belong to no part of {type(model).__name__} ({others[0]}, ...)")
     return lines
-
-
-def _require(condition, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

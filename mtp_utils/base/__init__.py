@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = hand_on(
     __name__,
     profiles=("PROFILES", "Profile", "get_profile"),
     records=("Arrays",),
+    refusals=("CannotDo",),
     run=("Run",),
     runtime=("progress", "seed_for", "start"),
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import paths
 from .files import read_json, write_json
+from .refusals import first_line
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
@@ -41,9 +42,8 @@ def _snapshot(repo: str, kind: str, patterns: list[str], revision: str | None, c
     try:
         return snapshot_download(repo, repo_type=kind, revision=commit or revision, allow_patterns=patterns, **options)
     except Exception as error:  # a dozen classes, of three libraries
-        first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"cannot get the {kind} {repo!r}{f' at revision {revision!r}' if revision else ''}: {type(error).__name__}: "
-            f"{first} (a hub name needs the network, or a filled cache with HF_HUB_OFFLINE=1, and the right spelling; a gated "
+            f"cannot get the {kind} {repo!r}{f' at revision {revision!r}' if revision else ''}: {first_line(error)} "
+            f"(a hub name needs the network, or a filled cache with HF_HUB_OFFLINE=1, and the right spelling; a gated "
             "one needs its licence accepted on the hub and `hf auth login`)"
         ) from error

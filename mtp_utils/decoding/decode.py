@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 
 from ..backbones.anatomy import position_limit
+from ..base.refusals import require
 from ..marginal.expansion import precise
-from ..marginal.rows import require, undisturbed
+from ..marginal.rows import undisturbed
 from .verify import Prefix, check_attention, tree_of
 
 

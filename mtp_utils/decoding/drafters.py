@@ -8,9 +8,9 @@ int64 on the CPU, the best first, -1 where it has none.
 
 import torch
 
+from ..base.refusals import require
 from ..heads.heads import Heads
 from ..marginal.future import future_log_probs
-from ..marginal.rows import require
 
 ANSWERS = 2**26  # numbers of an answer of future_log_probs, which has them for every position
 

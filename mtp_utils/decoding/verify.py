@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache
 
 from ..backbones.anatomy import position_limit, unembed, unembeds
+from ..base.refusals import first_line, require
 from ..marginal.reference import TOLERANCE, active_lengths, gap
-from ..marginal.rows import require
 
 
 class Prefix:
@@ -103,7 +103,7 @@ def check_attention(model, longest: int) -> None:
             del known[name]
             raise
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            known[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            known[name] = first_line(error)
     require(not known[name], f"{type(model).__name__}: its attention does not serve drafts ({known[name]}): decode with generate")
 
 

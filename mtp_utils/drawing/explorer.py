@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..base.refusals import require
+
 LONGEST = 256  # tokens of a text of the user's
 
 
@@ -60,7 +62,6 @@ def explore_page(backbone, text: str, heads: tuple = ()) -> str:
     """As `explore`: the page itself, a whole HTML file."""
     from ..findings import said  # with it torch, which a page made of tables does without
     from ..heads.heads import Heads
-    from ..marginal.rows import require
     from ..text.tokens import end_of
 
     heads = (heads,) if isinstance(heads, Heads) else tuple(heads)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..base.refusals import require
 from .expansion import Sums, accumulate, by_mass, by_top_k, children, entropy_of
 from .reference import Reference, engine_for
-from .rows import Rows, require, undisturbed
+from .rows import Rows, undisturbed
 from .sampling import by_samples, inverse_cdf, uniforms
 
 # Least gap S(first) - S(second), beyond 1 - M, that rounding in a model of that dtype cannot turn over.

@@ -8,15 +8,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..backbones.anatomy import position_limit
+from ..base.refusals import require
 from .expansion import Level, precise
 
 PREFIX_TOKENS = 4096  # of the rows of one prefix pass, their padding included
 PREFIX_LOGITS = 2**24  # numbers, of one prefix pass
-
-
-def require(condition, message):
-    if not condition:
-        raise ValueError(message)
 
 
 @contextmanager

@@ -1,0 +1,17 @@
+"""How something is refused: in one line, which says what was asked, what there is, and what to do."""
+
+
+class CannotDo(ValueError):
+    """What this model cannot do, however it is asked: a notebook leaves it out with its reason and goes on."""
+
+
+def require(condition, message: str, kind: type[Exception] = ValueError) -> None:
+    """Raise `kind(message)` unless the condition holds."""
+    if not condition:
+        raise kind(message)
+
+
+def first_line(error: BaseException) -> str:
+    """`Class: first line` of somebody else's error, whose other lines are its own affair."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
