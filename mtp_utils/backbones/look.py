@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,8 +23,9 @@ NEEDS = {"gptq": "gptqmodel", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes"
 NEEDS |= {"hqq": "hqq", "aqlm": "aqlm", "quanto": "optimum", "torchao": "torchao", "mxfp4": "kernels", "eetq": "eetq"}
 
 
-def look(name: str, needed: int) -> list[str]:
+def look(name: str, needed: int, seen: Callable = lambda tokenizer, model: None) -> list[str]:
     """What is worth saying of a backbone before it is measured on texts of `needed` tokens, a line each; the first: its size.
+    seen: called with the tokenizer and, but for the ladder's, the model, while they are there.
 
     Raises ValueError, in one line, where it cannot be measured rightly: an adapter, a quantised checkpoint, no tokenizer, weights
     missing or of another shape, a token without a row, logits that are not finite or that know later tokens, too short a context.
@@ -35,6 +37,7 @@ def look(name: str, needed: int) -> list[str]:
     lines, most = [f"{name}: {type(config).__name__}, {size / 1e9:.2f} GB of weights"], position_limit(config)
     require(most >= needed or most < 0, f"{name} reads {most} tokens; {needed} are needed")
     if source == "ladder":  # its files are held against their card's hashes
+        seen(tokenizer, None)
         return lines
     dtype = choose_dtype(choose_device()[0])[0]
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | load.LOCAL
@@ -48,6 +51,7 @@ def look(name: str, needed: int) -> list[str]:
         raise ValueError(f"{name}: {len(missing)} weights are in none of its files, {missing[0]} among them; {drawn}")
     _refuse_tokens(name, tokenizer, model.get_input_embeddings().num_embeddings)
     _refuse_logits(name, model.eval(), needed)
+    seen(tokenizer, model)
     return lines + _worth_saying(name, model, sorted(info["unexpected_keys"]))
 
 

@@ -101,7 +101,7 @@ def get_profile(value: str | None = None) -> Profile:
     if base not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; there are {', '.join(PROFILES)}")
     given = own_of()
-    found = with_own(PROFILES[base], **given)
+    found = with_own(PROFILES[base], given["backbones"], given["text"], given["hub"])
     if found.needs_hub and not given["hub"] and not given["text"]:
         raise ValueError(f"profile {name!r} reads texts of the hub: start it by reproduce.sh {base}")
     if own and found.name != name:
@@ -111,8 +111,8 @@ def get_profile(value: str | None = None) -> Profile:
 
 def own_of() -> dict:
     """What --backbone and --text gave: backbones (name -> directory or hub name), text (absolute path or None); and whether the
-    corpora are those of the hub."""
-    return {"backbones": {}, "text": None, "hub": False} | json.loads(os.environ.get(OWN) or "{}")
+    corpora are those of the hub. fronts (tokenizers' digest -> ids): what the look before work put before every document."""
+    return {"backbones": {}, "text": None, "hub": False, "fronts": {}} | json.loads(os.environ.get(OWN) or "{}")
 
 
 def with_own(profile: Profile, backbones: dict[str, str], text: str | None, hub: bool = False) -> Profile:

@@ -37,12 +37,13 @@ class Decoded:
     n_passes: int
 
 
-def greedy_decode(model, ids: torch.Tensor, max_new_tokens: int, eos_token_id: int | None = None) -> torch.Tensor:
-    """The most likely token, one after the other, without a cache: slow and obvious. ids (seq,); returns the new ones (n,)."""
+def greedy_decode(model, ids: torch.Tensor, max_new_tokens: int, eos_token_id=None) -> torch.Tensor:
+    """The most likely token, one after the other, without a cache: slow and obvious. ids (seq,); returns the new ones (n,).
+    eos_token_id as in `draft_and_verify`."""
     (ids,) = _rows(model, ids, max_new_tokens)
-    new = []
+    new, ends = [], _ends(eos_token_id)
     with undisturbed(model):
-        while len(new) < max_new_tokens and (not new or new[-1] != eos_token_id):
+        while len(new) < max_new_tokens and not ends.intersection(new[-1:]):
             seen = torch.cat([ids, torch.tensor(new, dtype=ids.dtype, device=ids.device)])
             new.append(int(model(seen[None], use_cache=False).logits[0, -1].argmax()))
     return torch.tensor(new, dtype=torch.int64)
@@ -56,7 +57,7 @@ def draft_and_verify(
     widths: tuple[int, ...] | None = None,
     temperature: float = 0.0,
     *,
-    eos_token_id: int | None = None,
+    eos_token_id: int | list[int] | tuple[int, ...] | None = None,
     seed: int | list[int] = 0,
     attention_mask: torch.Tensor | None = None,
 ) -> Decoded:
@@ -74,7 +75,7 @@ def draft_and_verify(
         widths: candidates for offset 2, 3, ...: every one of them after every one before (a tree); by default one for each
             offset of the drafter (a chain).
         temperature: 0 for the most likely token; else each token is drawn from softmax(logits / temperature).
-        eos_token_id: ends a row. seed: of the draws, of all rows or of each.
+        eos_token_id: ends a row; of several, whichever comes first. seed: of the draws, of all rows or of each.
 
     Raises:
         ValueError: naming the argument: an empty prompt, one that leaves the model's context too small, more widths than
@@ -89,12 +90,12 @@ def draft_and_verify(
     require(all(isinstance(w, int) and 1 <= w <= vocab for w in widths), f"widths={widths} must be integers in [1, {vocab}]")
     theirs = getattr(drafter, "model", None)
     require(theirs is None or theirs is model, "the drafter is of another model than the one that verifies (heads: load_heads)")
-    require(eos_token_id is None or isinstance(eos_token_id, int), f"eos_token_id={eos_token_id} must be one token's id")
+    ends = _ends(eos_token_id)
     require(temperature >= 0, f"temperature={temperature} must be >= 0")
     seeds = seed if isinstance(seed, list) else [[seed, i] for i in range(len(rows))]
     require(len(seeds) == len(rows), f"seed: {len(seeds)} of them for {len(rows)} rows")
     luck = [np.random.default_rng(s).random(max_new_tokens + depth + 1) for s in seeds] if temperature else None
-    out, memory, log, n_passes = [_Row(row.tolist(), max_new_tokens, eos_token_id) for row in rows], {}, [], 0
+    out, memory, log, n_passes = [_Row(row.tolist(), max_new_tokens, ends) for row in rows], {}, [], 0
     with undisturbed(model):
         check_attention(model, max(map(len, rows)) + max_new_tokens)
         clock = _Clock(model.device)
@@ -122,7 +123,7 @@ def draft_and_verify(
             prefix.keep(kept)
             n_passes += 1
             clock.stop("verify")
-    passes = _passes(log, [row.ids for row in out], len(widths), eos_token_id)
+    passes = _passes(log, [row.ids for row in out], len(widths), ends)
     return Decoded([torch.tensor(row.ids[row.prompt :]) for row in out], passes, clock.seconds, n_passes)
 
 
@@ -132,7 +133,7 @@ class _Row:
 
     ids: list[int]
     left: int
-    end: int | None
+    ends: frozenset[int]
 
     def __post_init__(self):
         self.prompt = len(self.ids)
@@ -141,7 +142,7 @@ class _Row:
         for token in tokens[: self.left]:
             self.ids.append(token)
             self.left -= 1
-            if token == self.end:
+            if token in self.ends:
                 self.left = 0
                 return
 
@@ -171,16 +172,23 @@ def _picked(logits: torch.Tensor, temperature: float, draws: list[list[float]] |
     return (below <= u).sum(-1).clamp(max=logits.shape[-1] - 1).tolist()
 
 
-def _passes(log: list, decoded: list[list[int]], depth: int, end: int | None) -> pd.DataFrame:
+def _passes(log: list, decoded: list[list[int]], depth: int, ends: frozenset[int]) -> pd.DataFrame:
     rows = []
     for row, number, start, drafts, accepted, short in log:
         there = decoded[row][start : start + depth]
         for d in range(depth):
             drafted = d < len(drafts) and drafts[d] >= 0
             agrees = float(drafts[d] == there[d]) if drafted and d < len(there) else np.nan
-            rows.append((row, number, d + 2, drafted, d < accepted, agrees, short or end in there))
+            rows.append((row, number, d + 2, drafted, d < accepted, agrees, short or not ends.isdisjoint(there)))
     columns = {"row": int, "number": int, "offset": int, "drafted": bool, "accepted": bool, "agrees": float, "cut": bool}
     return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+
+
+def _ends(eos_token_id) -> frozenset[int]:
+    """The tokens that end a row."""
+    found = eos_token_id if isinstance(eos_token_id, (list, tuple)) else [] if eos_token_id is None else [eos_token_id]
+    require(all(isinstance(i, int) for i in found), f"eos_token_id={eos_token_id!r} must be a token's id, or several")
+    return frozenset(found)
 
 
 def _rows(model, ids, max_new_tokens: int, mask: torch.Tensor | None = None) -> list[torch.Tensor]:

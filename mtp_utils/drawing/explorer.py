@@ -62,15 +62,16 @@ def explore_page(backbone, text: str, heads: tuple = ()) -> str:
     """As `explore`: the page itself, a whole HTML file."""
     from ..findings import said  # with it torch, which a page made of tables does without
     from ..heads.heads import Heads
-    from ..text.tokens import end_of
+    from ..text.tokens import encode, front_of
 
     heads = (heads,) if isinstance(heads, Heads) else tuple(heads)
     offsets = [k for one in heads for k in one.spec.offsets]
     require(len(offsets) == len(set(offsets)), f"heads of offsets {offsets}: an offset has one head")
     require(all(one.model is backbone.model for one in heads), f"heads not on {backbone.name}: load_heads(folder, backbone)")
-    whole = [end_of(backbone.tokenizer), *backbone.tokenizer(text, add_special_tokens=False)["input_ids"]]
-    ids = whole[:LONGEST]
-    require(len(ids) > 2, f"text: {len(ids) - 1} tokens; at least two are needed for the token after next to be there")
+    front = front_of(backbone.tokenizer)
+    whole = [*front, *encode(backbone.tokenizer, [text])[0]]
+    ids, n, least = whole[:LONGEST], len(front), "two" if front else "three"
+    require(len(ids) > 2, f"text: {len(ids) - n} tokens; at least {least} are needed for the token after next to be there")
     table = said.with_text(said.said_table(backbone, ids, heads), ids, backbone.tokenizer)
-    cut = f"The first {len(ids) - 1} of {len(whole) - 1} tokens." if len(whole) > len(ids) else ""
+    cut = f"The first {len(ids) - n} of {len(whole) - n} tokens." if len(whole) > len(ids) else ""
     return page([text_of(table, "text", backbone.name)], cut)

@@ -10,7 +10,7 @@ import torch
 from ..text import blocks as blocks_module
 from ..text import corpora
 from ..text.grammar import translation
-from ..text.tokens import encode, end_of
+from ..text.tokens import encode, front_of
 from . import ngrams, scoring
 from .scoring import Labels, Tokenizer, score
 
@@ -34,13 +34,13 @@ _counted = {}
 def _control_log_probs(tokenizer, blocks, split: str, vocabulary: int) -> dict[tuple[int, str], torch.Tensor]:
     """(offset, predictor) -> (positions, vocab) log-probs of the counting controls, nats."""
     stream = blocks_module.stream(blocks.corpus, split, tokenizer)
-    end = end_of(tokenizer)
+    begins = blocks_module.begins(blocks.corpus, split, tokenizer)
     row, t = np.nonzero(blocks.scored.numpy())
     contexts = np.stack([blocks.tokens[row, t - 1].numpy(), blocks.tokens[row, t].numpy()], 1)
     return {
         (offset, predictor): torch.from_numpy(np.log(probs))
         for offset in range(1, blocks.horizon + 1)
-        for predictor, probs in ngrams.ngram_probs(stream, end, contexts, offset, vocabulary).items()
+        for predictor, probs in ngrams.ngram_probs(stream, begins, contexts, offset, vocabulary).items()
     }
 
 
@@ -65,11 +65,12 @@ def gold_table(tokenizer: Tokenizer, blocks, labels: Labels, offset: int = 2) ->
     tokenizer = tokenizer.tokenizer
     documents = {d.id: d for d in corpora.documents("translation", blocks.split)}
     row, position = np.nonzero(blocks.scored.numpy())
+    n = len(front_of(tokenizer))  # tokens of a block that stand before its document
     log_probs = torch.full((len(row), len(tokenizer)), -torch.inf, dtype=torch.float64)
     for i, (r, t) in enumerate(zip(row, position, strict=True)):
         mass = torch.zeros(len(tokenizer), dtype=torch.float64)
-        for ids, p in _alternatives(documents[blocks.documents[r]], blocks.tokens[r, 1 : t + 1].tolist(), tokenizer):
-            mass[ids[t + offset - 1]] += p  # token 0 of a block is END
+        for ids, p in _alternatives(documents[blocks.documents[r]], blocks.tokens[r, n : t + 1].tolist(), tokenizer):
+            mass[ids[t + offset - n]] += p
         log_probs[i] = (mass / mass.sum()).log()
     found = score(log_probs, labels.table[labels.table.label_source == "data"], offset, "grammar", "gold", "exact")
     return found.assign(entropy=scoring.entropy(log_probs).numpy(), max_prob=log_probs.max(-1).values.exp().numpy())

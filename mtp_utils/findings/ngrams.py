@@ -5,15 +5,16 @@ import numpy as np
 PREDICTORS = ("unigram", "skip_bigram", "skip_trigram")
 
 
-def ngram_probs(stream: np.ndarray, end: int, contexts: np.ndarray, offset: int, vocab: int) -> dict[str, np.ndarray]:
+def ngram_probs(stream: np.ndarray, begins: np.ndarray, contexts: np.ndarray, offset: int, vocab: int) -> dict[str, np.ndarray]:
     """P(x[t+k]), P(x[t+k] | x[t]) and P(x[t+k] | x[t-1], x[t]) counted on `stream`, with Witten-Bell interpolation
     (Bell, Cleary and Witten 1990): P(w|c) = (n(c, w) + d(c) P'(w)) / (n(c) + d(c)), d(c) the number of distinct
     followers of c and P' the next shorter context (at the end: uniform).
 
-    Args: stream: (N,) token ids, documents begun by `end`, no pair crosses one; contexts: (Q, 2) the tokens at t-1 and t.
+    Args: stream: (N,) token ids; begins: where in it documents begin, no pair crosses one; contexts: (Q, 2) the tokens at t-1
+    and t.
     Returns {predictor: (Q, vocab) float64 probabilities, each row sums to 1}.
     """
-    document = np.cumsum(stream == end)
+    document = np.searchsorted(begins, np.arange(len(stream)), side="right")
     inside = document[offset + 1 :] == document[: len(stream) - offset - 1]  # from t - 1 to t + k
     before, last, label = (stream[a : len(stream) - offset - 1 + a].astype(np.int64)[inside] for a in (0, 1, offset + 1))
     unigram = _mix(np.bincount(label, minlength=vocab)[None], np.full((1, vocab), 1 / vocab))

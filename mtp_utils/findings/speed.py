@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from ..backbones.anatomy import unembeds
+from ..backbones.edges import ends_of
 from ..backbones.load import Backbone
 from ..base import ranks
 from ..base.runtime import progress, seed_for
@@ -18,7 +19,6 @@ from ..decoding.decode import draft_and_verify
 from ..decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
 from ..decoding.verify import check_attention
 from ..heads.training import heads_from
-from ..text.tokens import end_of
 
 ROWS, BYTES = 100, 2**32  # prompts decoded side by side where no time is taken, and what their cache may hold
 DEPTH = 3  # tokens drafted after the certain one, where a drafter may draft any number
@@ -56,7 +56,7 @@ def acceptance_table(
     backbone: Backbone, blocks, drafting: Drafting, n_prompts: int, new_tokens: int, temperature: float = 0.0
 ) -> pd.DataFrame:
     """Every pass of draft and verify over the prompts, as `Decoded.passes`, with backbone, corpus and document. Text ends where
-    the document would; tokens are drawn by numbers seeded per document."""
+    the model ends it (edges.ends_of); tokens are drawn by numbers seeded per document."""
     documents, prompts = prompts_of(blocks, n_prompts)
     config = backbone.model.config.get_text_config()
     per_row = 2 * config.num_hidden_layers * config.hidden_size * (max(map(len, prompts)) + new_tokens) * 4
@@ -64,7 +64,7 @@ def acceptance_table(
     mine = range(len(prompts))[ranks.share(len(prompts))]
     for start in progress(range(mine.start, mine.stop, size), f"{drafting.kind} {backbone.name} {blocks.corpus}"):
         rows = range(start, min(start + size, mine.stop))
-        options = {"eos_token_id": end_of(backbone.tokenizer), "seed": [seed_for(f"decoding/{documents[i]}") for i in rows]}
+        options = {"eos_token_id": ends_of(backbone), "seed": [seed_for(f"decoding/{documents[i]}") for i in rows]}
         given = [prompts[i] for i in rows]
         passes = draft_and_verify(backbone.model, drafter, given, new_tokens, drafting.widths, temperature, **options).passes
         found.append(passes.assign(document=[documents[start + i] for i in passes["row"]], row=passes["row"] + start))

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         if given:
             own = {"backbones": args.backbone, "text": args.text, "hub": profile.needs_hub and not args.text}
             os.environ[OWN], profile = json.dumps(own), with_own(profile, **own)
-            plan.look_over(profile, args.dry_run)
+            os.environ[OWN] = json.dumps(own | {"fronts": plan.look_over(profile, args.dry_run)})
         if args.dry_run:
             plan.plan(chosen, profile)
             return 0

@@ -7,43 +7,67 @@ from pathlib import Path
 
 import torch
 
+from ..backbones import edges
 from ..backbones.load import look_at
 from ..backbones.look import look
-from ..base import fetch, paths
+from ..base import fetch, paths, ranks
 from ..base.locks import Stop
 from ..base.profiles import Profile, own_of
 from ..base.runtime import choose_device, choose_dtype, environment
 from ..findings.stored import BEYOND, LARGEST_EXACT
-from ..text import blocks, hub
+from ..text import blocks, hub, own
+from ..text.tokens import controls_in, digest_of, fronts_of
 from .words import UNKNOWN_WORD
 
 
-def look_over(profile: Profile, dry: bool = False) -> None:
+def look_over(profile: Profile, dry: bool = False) -> dict[str, list[int]]:
     """Find the backbones, load each once and cut the text, before any long work; Stop where one cannot be measured rightly, or
-    not together with the others. Dry: what is on the hub is looked for there and not fetched."""
-    kinds, needed = {}, blocks.CONTEXT + profile.horizon
+    not together with the others. Dry: what is on the hub is looked for there and not fetched. Returns what is to stand before
+    every document, by the tokenizer's digest: one choice for all, of least loss summed over the backbones, each of which says
+    it once; END, which it was trained with, where the ladder is among them."""
+    kinds, losses, needed = {}, [], blocks.CONTEXT + profile.horizon
+    unread = dry and own_of()["hub"]  # the texts are not here yet
+    asked = not unread and not any(name.startswith("ladder/") for name in profile.backbones)
+
+    def seen(tokenizer, model) -> None:
+        kinds.setdefault(digest_of(tokenizer), (name, tokenizer))
+        if asked and ranks.first():
+            losses.append(edges.front_losses(model, tokenizer))
+
     try:
-        for name in profile.backbones:
-            if dry and _on_hub(name):
-                size, missing = _to_fetch(name)
-                print(f"{name}: {size / 1e9:.2f} GB, {missing / 1e9:.2f} GB of them to be fetched", flush=True)
-                continue
-            print("\n".join(look(name, needed)), flush=True)
-            tokenizer = look_at(name)[1]
-            kinds.setdefault(tokenizer.backend_tokenizer.to_str(), (name, tokenizer))
-        if len(kinds) > 1:
-            raise ValueError(f"{' and '.join(name for name, _ in kinds.values())} have different tokenizers; run each by itself")
         for corpus in profile.corpora if own_of()["hub"] else ():
             source = hub.SOURCES[corpus]
             print(f"{corpus}: {source.repo}, about {source.megabytes} MB, licence: {source.licence}", flush=True)
             if dry:
                 fetch.to_fetch(source.repo, "dataset", list(source.files.values()))
-        if not kinds or (dry and own_of()["hub"]):
-            return
-        text = blocks.evaluation_text(profile, next(iter(kinds.values()))[1])
+        for name in profile.backbones:
+            if dry and _on_hub(name):
+                size, missing = _to_fetch(name)
+                print(f"{name}: {size / 1e9:.2f} GB, {missing / 1e9:.2f} GB of them to be fetched", flush=True)
+            else:
+                print("\n".join(look(name, needed, seen)), flush=True)
+        if len(kinds) > 1:
+            raise ValueError(f"{' and '.join(name for name, _ in kinds.values())} have different tokenizers; run each by itself")
+        if not kinds or unread:
+            return {}
+        ((digest, (_, tokenizer)),) = kinds.items()
+        tokenizer.mtp_front = ranks.first_says(edges.best(losses) if losses else fronts_of(tokenizer)[0])
+        if losses:
+            print(f"first token: {edges.named(tokenizer, losses)}", flush=True)
+        _say_controls(tokenizer)
+        text = blocks.evaluation_text(profile, tokenizer)
         print(", ".join(f"{corpus}: {len(part.documents)} documents" for corpus, part in text.items()), flush=True)
+        return {digest: list(tokenizer.mtp_front)}
     except ValueError as error:
         raise Stop(str(error), UNKNOWN_WORD) from error
+
+
+def _say_controls(tokenizer) -> None:
+    """That a text of the user's spells out control tokens, if it does."""
+    found = controls_in(tokenizer, own.pieces()[0]) if own_of()["text"] else {}
+    if found:
+        held = ", ".join(f"{n} times {token}" for token, n in found.most_common())
+        print(f"the text holds {held}: read as plain characters", flush=True)
 
 
 def _on_hub(name: str) -> bool:

@@ -14,7 +14,7 @@ from ..base.files import sha256
 from ..base.records import read_arrays, write_arrays
 from . import corpora, hub, own, packages
 from .documents import SPLITS
-from .tokens import encode, end_of, token_classes
+from .tokens import END, controls_of, encode, encode_with_starts, front_of, token_classes
 
 CONTEXT = 256
 MIN_CONTEXT = 32  # tokens before and including a scored position
@@ -44,22 +44,37 @@ class Blocks:
 
 
 def stream(corpus: str, split: str, tokenizer) -> np.ndarray:
-    """All documents of a split as one array (uint16, or uint32 for larger vocabularies), each preceded by `end_of`; cached,
+    """All documents of a split as one array (uint16, or uint32 for larger vocabularies), each preceded by `front_of`; cached,
     because the controls count it too."""
+    return _stream(corpus, split, tokenizer)["ids"]
 
+
+def begins(corpus: str, split: str, tokenizer) -> np.ndarray:
+    """Where in `stream` documents begin, (documents,)."""
+    return _stream(corpus, split, tokenizer)["begins"]
+
+
+def _stream(corpus: str, split: str, tokenizer) -> dict[str, np.ndarray]:
     def compute() -> dict[str, np.ndarray]:
-        end, ids = end_of(tokenizer), []
-        for one in encode(tokenizer, [d.text for d in corpora.documents(corpus, split)]):
-            ids.append(end)
-            ids.extend(one)
-        return {"ids": np.array(ids, dtype=np.uint16 if len(tokenizer) <= 2**16 else np.uint32)}
+        front, plain, ids, starts = front_of(tokenizer), _plain(corpus, tokenizer), [], []
+        for one in encode(tokenizer, [d.text for d in corpora.documents(corpus, split)], plain):
+            starts.append(len(ids))
+            ids += [*front, *one]
+        ids = np.array(ids, dtype=np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+        return {"ids": ids, "begins": np.array(starts, np.int64) if plain or not front else np.flatnonzero(ids == front[0])}
 
-    return _cached(f"stream-{corpus}-{split}", tokenizer, {}, compute)["ids"]
+    return _cached(f"stream-{corpus}-{split}", tokenizer, {}, compute)
+
+
+def _plain(corpus: str, tokenizer) -> bool:
+    """Whether control tokens that a text spells out are plain characters: not where the ladder's tokenizer reads the embedded
+    corpora, for one docstring spells out END, and the ladder was trained on it as an end."""
+    return not corpora.embedded(corpus) or list(controls_of(tokenizer)) != [END]
 
 
 def _cached(name: str, tokenizer, settings: dict, compute) -> dict[str, np.ndarray]:
     """`compute()`, or what it gave before from the same text: reading and tokenising it takes longer than most measurements."""
-    texts = [_texts(), tokenizer.backend_tokenizer.to_str(), name, settings]
+    texts = [text_key(), tokenizer.backend_tokenizer.to_str(), front_of(tokenizer), name, settings]
     key = sha256(json.dumps(texts, sort_keys=True).encode())
     path = paths.cache() / f"{name}-{key[:16]}.safetensors"
     found = read_arrays(path, key)
@@ -69,9 +84,9 @@ def _cached(name: str, tokenizer, settings: dict, compute) -> dict[str, np.ndarr
     return found.values
 
 
-def _texts() -> list:
-    """What the blocks depend on: the code that makes them, and the user's file, the commits of the hub, or the packages that
-    texts are read from and those that are left out."""
+def text_key() -> list:
+    """What a run's documents and blocks depend on: the code that makes them, and the user's file, the commits of the hub, or the
+    packages that texts are read from and those that are left out."""
     if corpora.names() == (corpora.TEXT,):
         return [*_sources(), own.pieces()[1]]
     if not corpora.embedded(corpora.names()[0]):
@@ -114,8 +129,8 @@ def documents_in(block: torch.Tensor, tokenizer, split: str = "heads") -> list[s
         tokens = stream(corpus, split, tokenizer)
         rows = tokens[: len(tokens) // CONTEXT * CONTEXT].reshape(-1, CONTEXT)
         if len(block) == CONTEXT and len(found := (rows == block.numpy()).all(1).nonzero()[0]):
-            begins = np.flatnonzero(tokens == end_of(tokenizer))
-            first, last = np.searchsorted(begins, [found[0] * CONTEXT, (found[0] + 1) * CONTEXT - 1], side="right") - 1
+            starts = begins(corpus, split, tokenizer)
+            first, last = np.searchsorted(starts, [found[0] * CONTEXT, (found[0] + 1) * CONTEXT - 1], side="right") - 1
             return [d.id for d in corpora.documents(corpus, split)[max(0, first) : last + 1]]
     return []
 
@@ -146,12 +161,12 @@ def evaluation_text(profile, tokenizer, seed: int = 0) -> dict[str, Blocks]:
 def _windows(corpus: str, split: str, tokenizer, n_documents: int, n_positions: int, horizon: int, seed: int) -> dict:
     """tokens, mask, scored, classes (documents, CONTEXT); `names`: documents, clusters and rates as JSON in bytes."""
     rng = np.random.default_rng([seed, corpora.KNOWN.index(corpus), SPLITS.index(split)])
-    clusters = {}
+    clusters, plain = {}, _plain(corpus, tokenizer)
     for d in corpora.documents(corpus, split):
         clusters.setdefault(d.cluster, []).append(d)
     members, chosen = [clusters[name] for name in sorted(clusters)], []
     for i in rng.permutation(len(members)):
-        found = _window(members[i][rng.integers(len(members[i]))], tokenizer, horizon, n_positions, rng)
+        found = _window(members[i][rng.integers(len(members[i]))], tokenizer, plain, horizon, n_positions, rng)
         if found is not None:
             chosen.append(found)
         if len(chosen) == n_documents:
@@ -162,18 +177,16 @@ def _windows(corpus: str, split: str, tokenizer, n_documents: int, n_positions: 
     raise ValueError(f"{corpus}/{split} has {len(chosen)} documents long enough; {asked}")
 
 
-def _window(document, tokenizer, horizon: int, n_positions: int, rng):
+def _window(document, tokenizer, plain: bool, horizon: int, n_positions: int, rng):
     """(document, ids, scored positions) or None where too few positions are eligible."""
-    encoding = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, starts = encoding["input_ids"], [a for a, _ in encoding["offset_mapping"]]
-    first = 0
+    ids, starts = encode_with_starts(tokenizer, document.text, plain)
+    front, first = front_of(tokenizer), 0
     if document.rate is None and len(ids) > CONTEXT:  # a long file: anywhere in it, as in the training stream
         first = int(rng.integers(len(ids) - CONTEXT + 1))
-    ids, starts = ids[first : first + CONTEXT - 1], starts[first : first + CONTEXT - 1]
-    inside = np.zeros(len(ids) + 1, dtype=bool)  # +1: END stands before the first token
+    ids, starts = (x[first : first + CONTEXT - len(front)] for x in (ids, starts))
+    ids, inside = [*front, *ids], np.zeros(len(front) + len(ids), dtype=bool)
     for a, b in document.spans:
-        inside[1:] |= [a <= s < b for s in starts]
-    ids = [end_of(tokenizer), *ids]
+        inside[len(front) :] |= [a <= s < b for s in starts]
     eligible = [t for t in range(MIN_CONTEXT - 1, len(ids) - horizon) if inside[t + 1 : t + 1 + horizon].all()]
     if len(eligible) < n_positions:
         return None

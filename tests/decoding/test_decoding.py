@@ -271,7 +271,7 @@ def test_what_cannot_be_decoded_is_refused_by_name():
         "must be tensors .*str": lambda: draft_and_verify(model, None, "def f", 3),
         "of a Backbone, .model": lambda: draft_and_verify(b, None, ids, 3),
         "1 of them for 2 rows": lambda: draft_and_verify(model, None, [ids, ids], 3, temperature=1.0, seed=[1]),
-        "eos_token_id=": lambda: draft_and_verify(model, None, ids, 3, eos_token_id=[0]),
+        "eos_token_id=": lambda: draft_and_verify(model, None, ids, 3, eos_token_id=["0"]),
         "temperature=-1": lambda: draft_and_verify(model, None, ids, 3, temperature=-1),
         "heads of offsets": lambda: HeadDrafter(Heads(b, HeadSpec(offsets=(3,)))),
         "estimators of offsets": lambda: MarginalDrafter(model, {3: {"exact": True}}),

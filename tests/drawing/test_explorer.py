@@ -32,7 +32,7 @@ class Words:
 
     eos_token_id, bos_token_id, unk_token_id = 0, None, None
 
-    def __call__(self, text, add_special_tokens):
+    def __call__(self, text, **_):
         ids = [[2] * len(t) for t in ([text] if isinstance(text, str) else text)]
         return {"input_ids": ids[0] if isinstance(text, str) else ids}
 
@@ -51,8 +51,9 @@ class Bytes(Words):
 
     texts = (b"a", b"\xe2", b"\x98", b"\x83", b" b", b"\n", b"c")
 
-    def __call__(self, text, add_special_tokens):
-        return {"input_ids": [[0]] if isinstance(text, list) else [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 6, 1, 2, 3, 0]}
+    def __call__(self, text, **_):
+        ids = [[0] if t == "a" else [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 6, 1, 2, 3, 0] for t in ([text] if isinstance(text, str) else text)]
+        return {"input_ids": ids[0] if isinstance(text, str) else ids}
 
     def decode(self, ids):
         return b"".join(self.texts[i] for i in ids).decode("utf-8", "replace")

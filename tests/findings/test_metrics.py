@@ -90,7 +90,7 @@ def test_ngrams_equal_loops_over_the_text(offset):
     vocab, end = 5, 0
     stream = rng.integers(0, vocab, 400).astype(np.uint16)
     contexts = np.array([[1, 2], [3, 3], [2, 4]])
-    found = ngrams.ngram_probs(stream, end, contexts, offset, vocab)
+    found = ngrams.ngram_probs(stream, np.flatnonzero(stream == end), contexts, offset, vocab)
 
     def mixed(counts, shorter):
         d = max((counts > 0).sum(), counts.sum() == 0)
