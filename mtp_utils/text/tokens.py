@@ -49,7 +49,7 @@ def _whole(tokenizer, texts: list[str], ids: list[list[int]]) -> list[int]:
 
 
 def _apart(tokenizer, text: str) -> tuple[list[int], list[int]]:
-    """As `encode_with_starts`, every control token cut behind its first character."""
+    """As `encode_with_starts`, every control token cut behind its first character (where some tokenizers see a word begin)."""
     cuts = [0, *(found.start() + 1 for found in _spelt(tokenizer).finditer(text)), len(text)]
     ids, starts = [], []
     for begin, end in zip(cuts, cuts[1:], strict=False):

@@ -1,21 +1,21 @@
 """What stands before a text is chosen by measurement, the same everywhere in a run; what ends decoding may be several tokens."""
 
+import dataclasses
 import json
-import os
-import subprocess
-import sys
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from toy_run import ROOT
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mtp_utils.backbones import edges, load_backbone
 from mtp_utils.base import profiles
 from mtp_utils.findings import controls, scoring
+from mtp_utils.reproduce import plan
 from mtp_utils.text import blocks, corpora
+from mtp_utils.text.offsets import labels_of
 from mtp_utils.text.tokens import digest_of, encode, front_of, fronts_of
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -34,7 +34,9 @@ def tokenizer_of(bos="<s>", eos="</s>", first=None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=bos, eos_token=eos)
 
 
-TEXT = "".join(f"Line {i} of a text, and {i * i} is its square, which is {'even' if i % 2 == 0 else 'odd'}.\n" for i in range(3000))
+TEXT = "".join(
+    f"Line {i} of a text, and {i * i} is its square, which is {'even' if i % 2 == 0 else 'odd'}.\n" for i in range(3000)
+)
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_the_first_token_is_the_one_with_least_loss_and_text_is_cut_behind_it(fr
             p = b.model(row).logits.log_softmax(-1)[0]
             found += [-float(p[t - 1, row[0, t]]) for t in range(len(other) + 1, row.shape[1])]
         assert loss == pytest.approx(sum(found) / len(found), rel=1e-4)
-        assert other == chosen or loss > losses[chosen] + 0.1
+        assert other == chosen or loss > losses[chosen] + 0.01
     part = blocks.evaluation_blocks("text", "test", b.tokenizer, n_documents=8, positions_per_document=1, horizon=3)
     documents = {d.id: d.text for d in corpora.documents("text", "test")}
     for name, row, mask in zip(part.documents, part.tokens, part.mask, strict=True):
@@ -104,13 +106,16 @@ def test_without_a_first_token_documents_are_still_told_apart(text):
 
 def test_the_grammars_own_distribution_does_not_depend_on_what_stands_first(tmp_path, monkeypatch):
     monkeypatch.setenv("MTP_BUILD", str(tmp_path))
-    tokenizer, found = load_backbone("ladder/w16", device="cpu").tokenizer, []
-    for front in ((0,), (), (0, 0)):
+    tokenizer = load_backbone("ladder/w16", device="cpu").tokenizer
+    part = blocks.evaluation_blocks("translation", "test", tokenizer, n_documents=6, positions_per_document=1, horizon=2)
+    bare = dataclasses.replace(part, tokens=part.tokens[:, 1:], scored=part.scored[:, 1:])
+    gold = []
+    for front, b in (((0,), part), ((), bare)):
         tokenizer.mtp_front = front
-        part = blocks.evaluation_blocks("translation", "test", tokenizer, n_documents=4, positions_per_document=1, horizon=2)
-        labels = scoring.labels_table(part, {}) if hasattr(scoring, "labels_table") else None
-        found.append((part, labels))
-    assert [int(p.mask[0].sum()) for p, _ in found]
+        keys = {"offset": 2, "label_source": "data", "label": labels_of(b.tokens, b.scored, 2).numpy(), "token_class": 0}
+        labels = scoring.Labels(scoring.positions_of(b).assign(**keys))
+        gold.append(controls.gold_table(scoring.Tokenizer(tokenizer), b, labels))
+    assert gold[0]["log_prob"].tolist() == gold[1]["log_prob"].tolist() and (gold[0]["log_prob"] > -50).all()
 
 
 CANDIDATES = {
@@ -128,3 +133,46 @@ CANDIDATES = {
 def test_candidates_are_what_the_tokenizer_puts_first_the_separator_begin_end_and_nothing(case):
     make, expected = CANDIDATES[case]
     assert fronts_of(make()) == expected
+
+
+def test_one_choice_for_all_backbones_of_a_run_reaches_whatever_loads_them(tmp_path, text, capsys, monkeypatch):
+    sure = saved(tmp_path / "sure", tokenizer_of(), 0)
+    folders = {"own/random": saved(tmp_path / "random", tokenizer_of()), "own/sure": sure}
+    own = profiles.own_of() | {"backbones": folders}
+    monkeypatch.setenv(profiles.OWN, json.dumps(own))
+    profile = profiles.get_profile("smoke")
+    fronts = plan.look_over(profile)
+    assert fronts == {digest_of(tokenizer_of()): [0]} == plan.look_over(profile, dry=True)
+    (line, again) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("first token")]
+    assert re.fullmatch(r"first token: <s> \(\d\.\d\d nats/token; (</s>|nothing) \d\.\d\d, (</s>|nothing) \d\.\d\d\)", line)
+    assert line == again and not (tmp_path / "build" / "cache" / "front").exists()
+    other = {"fronts": {digest_of(tokenizer_of()): [1]}}  # as a notebook's kernel hears it, whatever it would measure
+    monkeypatch.setenv(profiles.OWN, json.dumps(own | other))
+    assert profiles.get_profile("smoke") == profile
+    assert [front_of(load_backbone(name, device="cpu").tokenizer) for name in folders] == [(1,), (1,)]
+
+
+def test_measured_once_it_is_kept_for_these_weights_and_this_text(tmp_path, text, monkeypatch):
+    folder, calls, real = saved(tmp_path / "it", tokenizer_of()), [], edges.front_losses
+    monkeypatch.setattr(edges, "front_losses", lambda *given: calls.append(1) or real(*given))
+    fronts = {front_of(load_backbone(folder, device="cpu").tokenizer) for _ in range(3)}
+    assert len(fronts) == 1 and len(calls) == 1
+    (tmp_path / "text.txt").write_text(TEXT[:90_000])
+    load_backbone(folder, device="cpu")
+    assert len(calls) == 2
+
+
+def test_a_loss_that_is_no_number_is_never_the_least():
+    nan = {(0,): float("nan"), (1,): 2.0, (): 2.0}
+    assert edges.best([nan]) == (1,) == edges.best([{(0,): 1.0, (1,): 1.0, (): 1.5}, nan])
+
+
+@pytest.mark.parametrize(
+    "settings, config, tokenizer, expected",
+    [([5, 7], 3, 1, (5, 7)), (4, 3, 1, (4,)), (None, [3, 2], 1, (3, 2)), (None, None, 1, (1,)), (None, None, None, ())],
+)
+def test_what_ends_decoding_is_what_the_model_says_else_its_tokenizer(settings, config, tokenizer, expected):
+    text = SimpleNamespace(eos_token_id=config)
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=settings), config=text)
+    text.get_text_config = lambda: text
+    assert edges.ends_of(SimpleNamespace(model=model, tokenizer=SimpleNamespace(eos_token_id=tokenizer))) == expected

@@ -84,6 +84,22 @@ def test_the_end_of_text_ends_a_row_also_inside_a_draft(name):
         assert any(len(x) < NEW for x in short)
 
 
+@pytest.mark.parametrize("name", ("gpt_neox", "llama"))
+def test_of_several_ends_whichever_comes_first_ends_a_row_as_in_generate(name):
+    model, lengths = tiny_model(name), set()
+    answers = [greedy_decode(model, ids, NEW).tolist() for ids in PROMPTS]
+    for ends in ([answers[0][4], answers[0][2]], (answers[0][5], answers[1][3]), [VOCAB + 5], []):
+        short = [greedy_decode(model, ids, NEW, ends).tolist() for ids in PROMPTS]
+        done = draft_and_verify(model, Scripted(answers, PROMPTS), PROMPTS, NEW, (2, 2, 2), eos_token_id=ends)
+        assert [x.tolist() for x in done.tokens] == short
+        lengths |= set(map(len, short))
+        for ids, expected in zip(PROMPTS, short, strict=True):
+            given = {"attention_mask": torch.ones_like(ids[None]), "do_sample": False, "max_new_tokens": NEW}
+            theirs = model.generate(ids[None], eos_token_id=list(ends) or [VOCAB + 5], pad_token_id=0, **given)
+            assert theirs[0, len(ids) :].tolist() == expected
+    assert min(lengths) < NEW and max(lengths) == NEW
+
+
 @pytest.mark.parametrize("widths", (None, (2, 2), (4, 1, 1)))
 @pytest.mark.parametrize("name", ("gpt_neox", "llama"))
 def test_at_a_temperature_three_tokens_have_the_base_models_distribution(name, widths):

@@ -52,7 +52,10 @@ class Bytes(Words):
     texts = (b"a", b"\xe2", b"\x98", b"\x83", b" b", b"\n", b"c")
 
     def __call__(self, text, **_):
-        ids = [[0] if t == "a" else [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 6, 1, 2, 3, 0] for t in ([text] if isinstance(text, str) else text)]
+        ids = [
+            [0] if t == "a" else [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 6, 1, 2, 3, 0]
+            for t in ([text] if isinstance(text, str) else text)
+        ]
         return {"input_ids": ids[0] if isinstance(text, str) else ids}
 
     def decode(self, ids):
