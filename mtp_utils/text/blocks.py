@@ -14,7 +14,7 @@ from ..base.files import sha256
 from ..base.records import read_arrays, write_arrays
 from . import corpora, hub, own, packages
 from .documents import SPLITS
-from .tokens import encode, end_of, token_classes, vocabulary_of
+from .tokens import encode, end_of, token_classes
 
 CONTEXT = 256
 MIN_CONTEXT = 32  # tokens before and including a scored position
@@ -52,7 +52,7 @@ def stream(corpus: str, split: str, tokenizer) -> np.ndarray:
         for one in encode(tokenizer, [d.text for d in corpora.documents(corpus, split)]):
             ids.append(end)
             ids.extend(one)
-        return {"ids": np.array(ids, dtype=np.uint16 if vocabulary_of(tokenizer) <= 2**16 else np.uint32)}
+        return {"ids": np.array(ids, dtype=np.uint16 if len(tokenizer) <= 2**16 else np.uint32)}
 
     return _cached(f"stream-{corpus}-{split}", tokenizer, {}, compute)["ids"]
 

@@ -10,11 +10,6 @@ def encode(tokenizer, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
-def vocabulary_of(tokenizer) -> int:
-    """The largest id of a token and 1, those added later among them: what lies beyond in a model stands for no text."""
-    return max(tokenizer.get_vocab().values()) + 1
-
-
 def end_of(tokenizer) -> int:
     """The id that stands before every document: END, or the tokenizer's own end or begin of text."""
     known = tokenizer.convert_tokens_to_ids(END)
@@ -63,3 +58,8 @@ def characters_of(ids: list[int], tokenizer) -> list[tuple[str, int, int]]:
         else:
             found.append((alone[at], 0, 1))
     return found
+
+
+def vocabulary_of(tokenizer) -> int:
+    """The largest id of a token and 1, those added later among them: what lies beyond in a model stands for no text."""
+    return max(tokenizer.get_vocab().values()) + 1
