@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from toy_run import ROOT, cell, write_notebook
@@ -67,6 +70,27 @@ def test_the_figures_a_notebook_shows_are_published(path):
     published = json.loads(manifest.read_text("utf-8"))["figures"]
     assert shown <= set(published)
     assert shown or not any(entry["notebook"] == path.stem for entry in published.values())
+
+
+def opened(source: str, *flags: str) -> subprocess.CompletedProcess:
+    """The code run where a notebook opened by hand looks for modules, with this interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, *flags, "-c", source]
+    return subprocess.run(command, cwd=ROOT / "notebooks", env=environment, capture_output=True, text=True)
+
+
+def test_every_notebook_says_which_interpreter_is_wanted_where_it_is_opened_with_a_bare_one():
+    imports = {p.stem: "".join(json.loads(p.read_text("utf-8"))["cells"][2]["source"]) for p in NOTEBOOKS}
+    assert {source.splitlines()[0].split("  #")[0] for source in imports.values()} == {"import mtp_utils"}
+    done = opened(imports["00_start_here"], "-S")  # it sees the standard library alone
+    *_, said = done.stderr.splitlines()
+    assert done.returncode and said.startswith(f"ImportError: {sys.executable} has no accelerate, pandas,")
+    assert f"{ROOT}/.venv/bin/python" in said and "./reproduce.sh lab" in said
+
+
+def test_a_notebook_uses_the_package_beside_it_whether_it_is_installed_or_not():
+    done = opened("import mtp_utils\nfrom mtp_utils.base import paths\nprint(mtp_utils.__file__, paths.ROOT)")
+    assert done.stdout.split() == [str(ROOT / "mtp_utils" / "__init__.py"), str(ROOT)]
 
 
 def test_the_notebooks_have_numbers_of_their_own():

@@ -52,3 +52,24 @@ def last_only(model: PreTrainedModel) -> dict[str, int]:
 def position_limit(config) -> float:
     """The most tokens that a model of this configuration reads; infinite where its positions are not counted."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def crop_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
+    """Leave the model its first `vocabulary` rows, in place: many have more than their tokenizer has tokens, to fill a multiple
+    of 64, and what stands for no text can be no candidate, draft or label. The others' probabilities then sum to 1.
+
+    Embeddings that lie on no device (offloaded) keep all rows.
+    """
+    config = model.config.get_text_config()
+    for part, name in ((model.get_input_embeddings(), "num_embeddings"), (model.get_output_embeddings(), "out_features")):
+        weights = [x for x in (getattr(part, "weight", None), getattr(part, "bias", None)) if x is not None]
+        if not weights or weights[0].is_meta or getattr(part, name, 0) <= vocabulary:
+            continue
+        for x in weights:  # of tied ones the first of the two finds both
+            x.data = x.data[:vocabulary].clone()
+        setattr(part, name, vocabulary)
+        config.vocab_size = vocabulary
+        if (getattr(part, "padding_idx", None) or 0) >= vocabulary:
+            part.padding_idx = None
+    if (getattr(config, "pad_token_id", None) or 0) >= vocabulary:
+        config.pad_token_id = None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from ..base import fetch, paths, ranks
 from ..base.files import file_digest
 from ..base.profiles import own_of
 from ..base.runtime import choose_device, choose_dtype
+from ..text.tokens import vocabulary_of
 from . import edges
+from .anatomy import crop_vocabulary
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 PREFIX = "ladder/"
@@ -22,9 +25,10 @@ OWN = "own/"  # and the directory's name: one of those that reproduce.sh --backb
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained decoder and where it comes from. `n_params` leaves out embedding and unembedding; `n_params_total`
-    has them. `fingerprint` is of the weights' and the configuration's files, or the hub's commit, and ends in the dtype where
-    that is not float32; `revision` is None for local ones."""
+    """A pretrained decoder and where it comes from. `n_params` leaves out embedding and unembedding; `n_params_total` has them,
+    with the rows beyond the tokenizer's tokens, which `model` has no more. `fingerprint` is of the weights' and the
+    configuration's files, or the hub's commit, and ends in the dtype where that is not float32; `revision` is None for local
+    ones."""
 
     name: str
     model: PreTrainedModel
@@ -77,8 +81,9 @@ def load_backbone(
     fingerprint = f"{name}@{resolved}" if resolved else _digest(folder)
     fingerprint += "" if dtype == torch.float32 else f" {dtype}"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
+    crop_vocabulary(model, vocabulary_of(tokenizer))
     if source != "ladder":  # which was trained behind what its tokenizer has first
-        tokenizer.mtp_front = edges.front_for(model, tokenizer, fingerprint)
+        tokenizer.mtp_front = partial(edges.front_for, model, tokenizer, fingerprint)  # measured where it is asked for
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
 
 

@@ -14,10 +14,12 @@ from transformers.utils import logging
 
 from ..base.refusals import first_line, require
 from ..base.runtime import choose_device, choose_dtype
+from ..text.tokens import encode, vocabulary_of
 from . import load
-from .anatomy import last_only, position_limit
+from .anatomy import crop_vocabulary, last_only, position_limit
 
 SHORT = 12  # tokens of the two short rows
+SENTENCE = "The old dog sleeps in the garden, and nobody has seen the cat since the end of the week."
 ROUNDING = 8  # units in the last place of the largest logit, by which the same row may differ beside another one
 NEEDS = {"gptq": "gptqmodel", "awq": "gptqmodel", "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors"}
 NEEDS |= {"hqq": "hqq", "aqlm": "aqlm", "quanto": "optimum", "torchao": "torchao", "mxfp4": "kernels", "eetq": "eetq"}
@@ -51,6 +53,8 @@ def look(name: str, needed: int, seen: Callable = lambda tokenizer, model: None)
         raise ValueError(f"{name}: {len(missing)} weights are in none of its files, {missing[0]} among them; {drawn}")
     _refuse_tokens(name, tokenizer, model.get_input_embeddings().num_embeddings)
     _refuse_logits(name, model.eval(), needed)
+    lines += _rows_without_text(name, model, tokenizer)
+    crop_vocabulary(model, vocabulary_of(tokenizer))
     seen(tokenizer, model)
     return lines + _worth_saying(name, model, sorted(info["unexpected_keys"]))
 
@@ -112,6 +116,15 @@ def _refuse_logits(name: str, model, needed: int) -> None:
         model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False, **last_only(model))
     except Exception as error:
         raise ValueError(f"{name} does not read {needed} tokens, which are needed: {first_line(error)}") from error
+
+
+@torch.no_grad()
+def _rows_without_text(name: str, model, tokenizer) -> list[str]:
+    """What the model gives to ids that are no token (see anatomy.crop_vocabulary), on a sentence."""
+    (ids,), known = encode(tokenizer, [SENTENCE]), vocabulary_of(tokenizer)
+    p = model(input_ids=torch.tensor([ids]), use_cache=False).logits.float().softmax(-1)[0, :, known:]
+    what = f"{100 * float(p.sum(-1).mean()):.2g} % of the probability lies on {p.shape[1]} rows without a token"
+    return [f"{name}: {what}; they are left out, and the others' sum to 1"] if p.shape[1] else []
 
 
 def _what_is_not(model) -> str:

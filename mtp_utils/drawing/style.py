@@ -77,8 +77,10 @@ def titled(figure: Figure, title: str) -> None:
 
 
 def _broken(line: str, width: int) -> list[str]:
-    """The line in as few of at most that width as there can be, of about one length, rather behind a comma than elsewhere."""
-    parts = re.split(r"(?<=[,:;]) ", line)
+    """The line in as few of at most that width as there can be, of about one length, rather behind a comma than elsewhere, and
+    not within parentheses."""
+    whole = re.sub(r"\([^()]*\)", lambda found: found[0].replace(" ", "\xa0") if len(found[0]) <= width / 2 else found[0], line)
+    parts = re.split(r"(?<=[,:;]) ", whole)
     joined = " ".join(part.replace(" ", "\xa0") if len(part) <= 2 * width / 3 else part for part in parts)
     found = textwrap.wrap(joined, width)
     while width > 1 and len(narrower := textwrap.wrap(joined, width - 1)) == len(found):

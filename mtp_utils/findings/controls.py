@@ -10,7 +10,7 @@ import torch
 from ..text import blocks as blocks_module
 from ..text import corpora
 from ..text.grammar import translation
-from ..text.tokens import encode, front_of
+from ..text.tokens import encode, front_of, vocabulary_of
 from . import ngrams, scoring
 from .scoring import Labels, Tokenizer, score
 
@@ -18,7 +18,7 @@ from .scoring import Labels, Tokenizer, score
 def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split: str, text: str) -> pd.DataFrame:
     """Unigram, skip-bigram and interpolated skip-trigram, counted on a split of the same corpus, at every offset; text: the
     digest of what is counted."""
-    vocabulary = max(len(tokenizer.tokenizer), int(labels.table["label"].max()) + 1)  # a model may have more than its tokenizer
+    vocabulary = vocabulary_of(tokenizer.tokenizer)
     key = tokenizer.fingerprint, blocks.fingerprint, split, text, vocabulary
     if key not in _counted:  # the same for every backbone
         _counted.clear()

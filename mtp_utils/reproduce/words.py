@@ -10,6 +10,14 @@ from ..base.profiles import PROFILES
 
 COMMANDS = ("check", "publish", "test", "setup", "lab")  # the last three are reproduce.sh's own
 FAILED, UNKNOWN_WORD, INTERRUPTED = 1, 2, 130  # exit codes
+FLAGS = {
+    "--only": {"nargs": "+", "metavar": "NN", "help": "run these notebooks alone, by their numbers"},
+    "--backbone": {"nargs": "+", "default": [], "metavar": "NAME", "help": "these models, small to large, instead of the ladder"},
+    "--text": {"metavar": "FILE", "help": "this text in place of the corpora"},
+    "--force": {"action": "store_true", "help": "measure again what these notebooks had measured"},
+    "--dry-run": {"action": "store_true", "help": "look for everything the run needs, say so, and stop"},
+    "--list": {"action": "store_true", "help": "say which notebooks there are, and run nothing"},
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,22 +57,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     word that is unknown."""
     parser = _Parser("reproduce.sh", description="Run the notebooks and draw every figure.", allow_abbrev=False)
     parser.add_argument("word", nargs="?", default="default", help=f"{', '.join((*PROFILES, *COMMANDS))}")
-    parser.add_argument("--only", nargs="+", metavar="NN", help="run these notebooks alone, by their numbers")
-    own = "these models, small to large, instead of the ladder"
-    parser.add_argument("--backbone", nargs="+", default=[], metavar="NAME", help=own)
-    parser.add_argument("--text", metavar="FILE", help="this text in place of the corpora")
-    parser.add_argument("--force", action="store_true", help="measure again what these notebooks had measured")
-    parser.add_argument("--dry-run", action="store_true", help="look for everything the run needs, say so, and stop")
-    parser.add_argument("--list", action="store_true", help="say which notebooks there are, and run nothing")
+    for flag, options in FLAGS.items():
+        parser.add_argument(flag, **options)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = "--only NN ..., --backbone NAME ..., --text FILE, --dry-run, --force and --list"
-        parser.error(f"unknown {' '.join(unknown)}; there are {known}")
+        parser.error(f"unknown {' '.join(unknown)}; there are {', '.join(FLAGS)}")
     if args.word not in (*PROFILES, *COMMANDS):
         parser.error(f"unknown word {args.word!r}; there are {', '.join((*PROFILES, *COMMANDS))}")
-    if args.word in COMMANDS and (args.only or args.force or args.list or args.dry_run or args.backbone or args.text):
-        flags = "--only, --backbone, --text, --dry-run, --force and --list"
-        parser.error(f"{args.word} takes no flags; {flags} go with {', '.join(PROFILES)}")
+    if args.word in COMMANDS and args != parser.parse_args([args.word]):
+        parser.error(f"{args.word} takes no flags; {', '.join(FLAGS)} go with {', '.join(PROFILES)}")
     where = Path(os.environ.get("MTP_FROM") or ".")  # reproduce.sh was called from there
     text = args.text and where / Path(args.text).expanduser()
     if text and not text.is_file():

@@ -1,12 +1,12 @@
 """The user's own text (--text): cut into documents of about a window."""
 
-import hashlib
 import re
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
 from ..base import profiles
+from ..base.files import sha256
 from .documents import PIECE, SPLITS, Document, unit
 
 MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -25,7 +25,7 @@ def text_of(path: str, stamp: tuple) -> tuple[tuple[str, ...], str]:
         if len(waiting) >= PIECE:
             pieces.append(waiting)
             waiting = ""
-    return tuple(dict.fromkeys(p for p in (*pieces, waiting) if p.strip())), hashlib.sha256(data).hexdigest()
+    return tuple(dict.fromkeys(p for p in (*pieces, waiting) if p.strip())), sha256(data)
 
 
 def decoded(data: bytes, path: str) -> str:

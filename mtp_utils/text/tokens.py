@@ -72,8 +72,10 @@ def fronts_of(tokenizer) -> list[tuple[int, ...]]:
 
 def front_of(tokenizer) -> tuple[int, ...]:
     """The ids, mostly one, that stand before every document: those that were measured to be best (backbones.edges), which
-    load_backbone leaves with its tokenizer as `mtp_front`; of any other tokenizer the likeliest."""
+    load_backbone leaves with its tokenizer as `mtp_front`, or what finds them; of any other tokenizer the likeliest."""
     known = getattr(tokenizer, "mtp_front", None)
+    if callable(known):
+        known = tokenizer.mtp_front = known()
     return fronts_of(tokenizer)[0] if known is None else known
 
 
@@ -119,3 +121,8 @@ def characters_of(ids: list[int], tokenizer) -> list[tuple[str, int, int]]:
         else:
             found.append((alone[at], 0, 1))
     return found
+
+
+def vocabulary_of(tokenizer) -> int:
+    """The largest id of a token and 1, those added later among them: what lies beyond in a model stands for no text."""
+    return max(tokenizer.get_vocab().values()) + 1

@@ -71,6 +71,9 @@ def test_a_long_title_is_broken_and_its_second_line_stays_one():
     titled(figure, "The token after next costs: translation 4.77 to 1.31, code 5.06 to 3.00, prose 5.44 to 3.93 nats")
     lines = figure.get_suptitle().split("\n")
     assert all(line.endswith((",", ":", "nats")) for line in lines) and max(map(len, lines)) - min(map(len, lines)) < 20
+    titled(figure, "The loss grows by: translation .03, prose .03 nats (joint, 4x); .96 (joint, 1x)")
+    lines = figure.get_suptitle().split("\n")
+    assert len(lines) > 1 and all(line.count("(") == line.count(")") for line in lines)
 
 
 def test_every_figure_of_the_notebooks_has_a_title_that_is_read_from_its_table():
