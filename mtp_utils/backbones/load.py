@@ -9,9 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base import fetch, paths, ranks
-from ..base.files import file_digest
+from ..base.files import file_digest, gguf_name, gguf_of, read_json
 from ..base.profiles import own_of
+from ..base.refusals import first_line, require
 from ..base.runtime import choose_device, choose_dtype
+from . import gguf
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 PREFIX = "ladder/"
@@ -22,8 +24,8 @@ OWN = "own/"  # and the directory's name: one of those that reproduce.sh --backb
 @dataclass(frozen=True)
 class Backbone:
     """A pretrained decoder and where it comes from. `n_params` leaves out embedding and unembedding; `n_params_total`
-    has them. `fingerprint` is of the weights' and the configuration's files, or the hub's commit, and ends in the dtype where
-    that is not float32; `revision` is None for local ones."""
+    has them. `fingerprint` is of the weights' and the configuration's files, or the hub's commit, or of a GGUF file with the type
+    of its weights, and ends in the dtype where that is not float32; `revision` is None for local ones."""
 
     name: str
     model: PreTrainedModel
@@ -44,14 +46,18 @@ def available_backbones() -> list[str]:
 def load_backbone(
     name: str, revision: str | None = None, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Backbone:
-    """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (revision: here or as `name@revision`).
+    """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, a GGUF file (converted once, into a cache), or
+    a hub name (revision: here or as `name@revision`).
 
     On the accelerator if there is one, unless `device` says otherwise; over all accelerators and the main memory (`auto`) if its
     weights leave too little of one accelerator free: then it can be measured, not trained. Safetensors only, no remote code,
     always an explicit dtype, by default that of `runtime.choose_dtype`, and float32 for the ladder. Raises ValueError that names
-    what was asked, what is available and what to do: an unknown rung, a changed file, a directory without a model, no network.
+    what was asked, what is available and what to do: an unknown rung, a changed file, a directory without a model
+    or with half of one, no network.
     """
     folder, source = _find(name, revision)
+    if source == "gguf" and name not in own_of()["backbones"]:
+        name = gguf_name(gguf_of(Path(name).expanduser()))
     spread = device == "auto"
     device = torch.device(device) if device and not spread else choose_device()[0]
     dtype = dtype or (torch.float32 if source == "ladder" else choose_dtype(device)[0])
@@ -59,11 +65,13 @@ def load_backbone(
     if spread and ranks.count() > 1:
         raise ValueError(f"{name} does not fit into one device beside what is computed with it: start one process, not several")
     try:
-        where = {"device_map": "auto"} if spread else {}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **where, **LOCAL)
+        options = {"device_map": "auto"} if spread else {}
+        options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | LOCAL
+        model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
         tokenizer = _tokenizer(folder, source)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a dozen classes, of as many libraries
         raise ValueError(_explain(name, source, error)) from error
+    refuse_missing(name, info)
     model = (model if spread else model.to(device)).eval().requires_grad_(False)
     total = sum(p.numel() for p in model.parameters())
     embeddings = {
@@ -79,6 +87,12 @@ def load_backbone(
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
 
 
+def refuse_missing(name: str, info: dict) -> None:
+    """ValueError where the files of a model (its loading info) lack weights of it."""
+    drawn, missing = "they would be drawn at random, others in every process", sorted(info["missing_keys"])
+    require(not missing, f"{name}: {len(missing)} weights are in none of its files, {(missing or '.')[0]} among them; {drawn}")
+
+
 def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the weights in a folder, held in that dtype, would fill more than ROOM of what is free on a CUDA device."""
     if device.type != "cuda":
@@ -88,8 +102,19 @@ def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:
     return size > ROOM * torch.cuda.mem_get_info(device)[0]
 
 
+def _weights(folder: Path) -> list[Path]:
+    """The files that transformers loads, by its rule: one that the configuration names, one file, else those of the index. Other
+    ones beside them (`consolidated.safetensors`) hold the same weights once more."""
+    named = read_json(folder / "config.json").get("transformers_weights")
+    one = folder / (named or "model.safetensors")
+    if one.suffix == ".safetensors" and one.is_file():
+        return [one]
+    index = read_json(one if named else folder / "model.safetensors.index.json")
+    return sorted(folder / name for name in set(index.get("weight_map", {}).values()))
+
+
 def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in _weights(folder))
 
 
 def look_at(name: str, revision: str | None = None):
@@ -99,9 +124,8 @@ def look_at(name: str, revision: str | None = None):
         config = AutoConfig.from_pretrained(folder, **LOCAL)
         tokenizer = _tokenizer(folder, source)
         size = _weight_bytes(folder)
-        if not size:
-            raise ValueError("it has no *.safetensors")
-    except (OSError, ValueError) as error:
+        require(size, "it has no model.safetensors, nor its index")
+    except Exception as error:
         raise ValueError(_explain(name, source, error)) from error
     return config, tokenizer, size
 
@@ -110,10 +134,11 @@ def _find(name: str, revision: str | None) -> tuple[Path, str]:
     """The folder with a backbone's files, and what kind of name it has."""
     if name.startswith(PREFIX):
         return _ladder_folder(name), "ladder"
-    if name.startswith(OWN) and name in own_of()["backbones"]:
-        return Path(own_of()["backbones"][name]), "directory"
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().resolve(), "directory"
+    given = Path(own_of()["backbones"].get(name, name)).expanduser()
+    if file := gguf_of(given):
+        return gguf.folder_of(file), "gguf"
+    if given.is_dir() or name.startswith(OWN):
+        return given.resolve(), "directory"
     repo, _, pinned = name.partition("@")
     try:
         return fetch.fetch(repo, "model", fetch.MODEL_FILES, revision or pinned or None), "hub"
@@ -131,7 +156,9 @@ def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
 
 
 def _digest(folder: Path) -> str:
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    if made := gguf.made_from(folder):  # the file's, whatever the reader made of it
+        return f"gguf {made['kept_in']} {made['sha256']}"
+    files = [folder / "config.json", *_weights(folder)]
     return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
@@ -153,9 +180,10 @@ def _ladder_folder(name: str) -> Path:
 
 
 def _explain(name: str, source: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error).removeprefix("ValueError: ").removeprefix("OSError: ")
     what = {
         "directory": "the directory must hold config.json, a tokenizer and *.safetensors, as save_pretrained writes them",
+        "gguf": f"it was converted into {paths.models()}; delete that, and it is converted again",
         "hub": "it is no local directory, and of the hub's only models with safetensors are loaded",
         "ladder": "restore the ladder with `git checkout mtp_utils/backbones/ladder`",
     }[source]
