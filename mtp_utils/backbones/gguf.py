@@ -105,7 +105,7 @@ def made_from(folder: Path) -> dict | None:
     """What a folder was converted from (sha256, architecture, kept_in, bytes), or None where it is none of these folders."""
     try:
         return json.loads((folder / MADE).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
 
 
