@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType, quants
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mtp_utils.base import paths
@@ -36,8 +36,9 @@ def stored_as(kind: str, weight: np.ndarray) -> np.ndarray:
     return quants.dequantize(quants.quantize(weight, KINDS[kind]), KINDS[kind])
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM, kind: str = "F32", architecture: str = "llama", **more) -> Path:
-    """The model with the ladder's tokenizer; matrices in that type, and `more` tensors in float32."""
+def write_gguf(path: Path, model: LlamaForCausalLM, kind: str = "F32", architecture: str = "llama", scaling=None, **more) -> Path:
+    """The model with the ladder's tokenizer; matrices in that type, scaling (type, factor) of rotary frequencies said, and `more`
+    tensors in float32."""
     config, writer = model.config, GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -48,6 +49,9 @@ def write_gguf(path: Path, model: LlamaForCausalLM, kind: str = "F32", architect
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if scaling:
+        writer.add_rope_scaling_type(RopeScalingType(scaling[0]))
+        writer.add_rope_scaling_factor(scaling[1])
     written = json.loads((paths.LADDER / "tokenizer" / "tokenizer.json").read_text("utf-8"))
     vocabulary, control = written["model"]["vocab"], {token["content"] for token in written["added_tokens"]}
     tokens = sorted(vocabulary, key=vocabulary.get)

@@ -109,6 +109,12 @@ def made_from(folder: Path) -> dict | None:
         return None
 
 
+def fingerprint(folder: Path) -> str:
+    """Of the file that a folder was converted from, with the type of its weights: `sha256:gguf:Q4_1`."""
+    made = made_from(folder)
+    return f"{made['sha256']}:gguf:{made['kept_in']}"
+
+
 def told(folder: Path) -> str:
     """One line on where the weights come from."""
     made = made_from(folder)

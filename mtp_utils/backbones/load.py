@@ -81,7 +81,7 @@ def load_backbone(
         for p in e.parameters()
     }
     resolved = folder.name if source == "hub" else None
-    fingerprint = f"{name}@{resolved}" if resolved else _digest(folder)
+    fingerprint = f"{name}@{resolved}" if resolved else _digest(folder, source)
     fingerprint += "" if dtype == torch.float32 else f" {dtype}"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
@@ -155,9 +155,9 @@ def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
     return found
 
 
-def _digest(folder: Path) -> str:
-    if made := gguf.made_from(folder):  # the file's, whatever the reader made of it
-        return f"gguf {made['kept_in']} {made['sha256']}"
+def _digest(folder: Path, source: str) -> str:
+    if source == "gguf":  # of the file, whatever the reader made of it
+        return gguf.fingerprint(folder)
     files = [folder / "config.json", *_weights(folder)]
     return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 

@@ -14,10 +14,11 @@ from tiny_gguf import stored_as, tiny_llama, write_gguf
 from mtp_utils.backbones import gguf, load_backbone
 from mtp_utils.backbones.load import look_at
 from mtp_utils.backbones.look import look
-from mtp_utils.base import paths
+from mtp_utils.base import paths, profiles
 from mtp_utils.base.files import file_digest
+from mtp_utils.heads import Heads, HeadSpec, load_heads
 from mtp_utils.marginal import future_log_probs
-from mtp_utils.reproduce import parse
+from mtp_utils.reproduce import parse, running
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def test_every_weight_is_what_the_file_holds(kind, tmp_path):
 def test_it_is_known_by_the_files_hash_and_type_and_its_tokenizer_is_the_one_in_it(tmp_path):
     path = write_gguf(tmp_path / "tiny.Q8_0.gguf", tiny_llama(), "Q8_0")
     b, ladder = load_backbone(str(path), device="cpu"), load_backbone("ladder/w16", device="cpu").tokenizer
-    assert b.name == "tiny.Q8_0" and b.fingerprint == f"gguf Q8_0 {file_digest(path)}"
+    assert b.name == "tiny.Q8_0" and b.fingerprint == f"{file_digest(path)}:gguf:Q8_0"
     text = "def naïve(x):\n    return x + 12  # ☃"
     ours, theirs = (t(text, return_offsets_mapping=True) for t in (b.tokenizer, ladder))
     assert ours["input_ids"] == theirs["input_ids"] and ours["offset_mapping"] == theirs["offset_mapping"]
@@ -57,7 +58,19 @@ def test_the_marginal_on_it_is_the_references(tmp_path):
     assert (fast - slow).abs().max() < 1e-5
 
 
-def test_rotary_frequencies_scaled_as_llama_3_does_are_read_from_their_factors_and_other_ways_refused(tmp_path):
+def test_heads_trained_on_one_file_are_refused_on_another(tmp_path):
+    for i in (10, 20):
+        (tmp_path / str(i)).mkdir()
+        write_gguf(tmp_path / str(i) / "tiny.gguf", tiny_llama(rms_norm_eps=2.0**-i))
+    one, other = (load_backbone(str(tmp_path / str(i)), device="cpu") for i in (10, 20))
+    assert one.name == other.name and one.fingerprint != other.fingerprint
+    Heads(one, HeadSpec(offsets=(2,))).save(tmp_path / "heads")
+    assert load_heads(tmp_path / "heads", one).spec.offsets == (2,)
+    with pytest.raises(ValueError, match="holds heads of"):
+        load_heads(tmp_path / "heads", other)
+
+
+def test_rotary_frequencies_scaled_linearly_or_as_llama_3_does_are_the_sources_and_other_ways_refused(tmp_path):
     scaled = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     model = tiny_llama(rope_parameters=scaled | {"original_max_position_embeddings": 8192}, max_position_embeddings=16384)
     plain = tiny_llama(rope_parameters={"rope_type": "default", "rope_theta": 500000.0}).model.rotary_emb.inv_freq
@@ -67,6 +80,12 @@ def test_rotary_frequencies_scaled_as_llama_3_does_are_read_from_their_factors_a
     found = load_backbone(str(path), device="cpu").model
     ids = torch.randint(1024, (1, 300), generator=torch.Generator().manual_seed(0))
     assert (found(ids).logits - model(ids).logits).abs().max() < 1e-4
+    linear = tiny_llama(rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0})
+    found = load_backbone(str(write_gguf(tmp_path / "linear.gguf", linear, scaling=("linear", 4.0))), device="cpu").model
+    assert (found(ids).logits - linear(ids).logits).abs().max() < 1e-4
+    assert (found(ids).logits - tiny_llama()(ids).logits).abs().max() > 0.1
+    with pytest.raises(ValueError, match=r"scales rotary frequencies \(yarn\), which transformers' reader drops"):
+        load_backbone(str(write_gguf(tmp_path / "yarn.gguf", linear, scaling=("yarn", 4.0))))
     path = write_gguf(tmp_path / "odd.gguf", model, **{"rope_freqs.weight": np.linspace(1, 3, 4)})
     with pytest.raises(ValueError, match=r"odd.gguf .*rope_freqs.weight\) are in no way that is known here"):
         load_backbone(str(path))
@@ -191,3 +210,11 @@ def test_on_the_command_line_it_is_called_by_its_name(tmp_path, monkeypatch):
         "own/b/m": str(tmp_path / "b" / "m.gguf"),
         "own/linked": str(cached / "linked.gguf"),
     }
+
+
+def test_a_file_that_changes_while_a_run_is_on_is_noticed(tmp_path, monkeypatch):
+    (tmp_path / "m.gguf").write_bytes(b"one")
+    monkeypatch.setenv(profiles.OWN, json.dumps({"backbones": {"own/m": str(tmp_path / "m.gguf")}}))
+    before = running._given()
+    (tmp_path / "m.gguf").write_bytes(b"three")
+    assert before and running._given() != before
