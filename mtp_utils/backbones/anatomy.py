@@ -8,6 +8,8 @@ import weakref
 import torch
 from transformers import PreTrainedModel
 
+BEHIND_PADDING = ("roberta", "camembert", "data2vec-text", "xmod")  # kinds whose positions begin behind the padding's index
+
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
     """The norm between the last layer and the LM head, which `hidden_states[-1]` has already been through.
@@ -51,7 +53,11 @@ def last_only(model: PreTrainedModel) -> dict[str, int]:
 
 def position_limit(config) -> float:
     """The most tokens that a model of this configuration reads; infinite where its positions are not counted."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+    config = config.get_text_config()
+    rows = getattr(config, "max_position_embeddings", None) or math.inf
+    if any(kind in config.model_type for kind in BEHIND_PADDING):
+        rows -= (config.pad_token_id or 0) + 1
+    return rows if rows > 0 else math.inf  # XLNet, which has no limit, says -1
 
 
 def crop_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:

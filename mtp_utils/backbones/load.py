@@ -10,11 +10,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base import fetch, paths, ranks
-from ..base.files import file_digest
+from ..base.files import file_digest, gguf_name, gguf_of, read_json
 from ..base.profiles import own_of
+from ..base.refusals import first_line, require
 from ..base.runtime import choose_device, choose_dtype
 from ..text.tokens import vocabulary_of
-from . import edges
+from . import edges, gguf
 from .anatomy import crop_vocabulary
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -27,8 +28,8 @@ OWN = "own/"  # and the directory's name: one of those that reproduce.sh --backb
 class Backbone:
     """A pretrained decoder and where it comes from. `n_params` leaves out embedding and unembedding; `n_params_total` has them,
     with the rows beyond the tokenizer's tokens, which `model` has no more. `fingerprint` is of the weights' and the
-    configuration's files, or the hub's commit, and ends in the dtype where that is not float32; `revision` is None for local
-    ones."""
+    configuration's files, or the hub's commit, or of a GGUF file with the type of its weights, and ends in the dtype where that
+    is not float32; `revision` is None for local ones."""
 
     name: str
     model: PreTrainedModel
@@ -49,14 +50,18 @@ def available_backbones() -> list[str]:
 def load_backbone(
     name: str, revision: str | None = None, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Backbone:
-    """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, or a hub name (revision: here or as `name@revision`).
+    """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, a GGUF file (converted once, into a cache), or
+    a hub name (revision: here or as `name@revision`).
 
     On the accelerator if there is one, unless `device` says otherwise; over all accelerators and the main memory (`auto`) if its
     weights leave too little of one accelerator free: then it can be measured, not trained. Safetensors only, no remote code,
     always an explicit dtype, by default that of `runtime.choose_dtype`, and float32 for the ladder. Raises ValueError that names
-    what was asked, what is available and what to do: an unknown rung, a changed file, a directory without a model, no network.
+    what was asked, what is available and what to do: an unknown rung, a changed file, a directory without a model
+    or with half of one, no network.
     """
     folder, source = _find(name, revision)
+    if source == "gguf" and name not in own_of()["backbones"]:
+        name = gguf_name(gguf_of(Path(name).expanduser()))
     spread = device == "auto"
     device = torch.device(device) if device and not spread else choose_device()[0]
     dtype = dtype or (torch.float32 if source == "ladder" else choose_dtype(device)[0])
@@ -64,11 +69,13 @@ def load_backbone(
     if spread and ranks.count() > 1:
         raise ValueError(f"{name} does not fit into one device beside what is computed with it: start one process, not several")
     try:
-        where = {"device_map": "auto"} if spread else {}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **where, **LOCAL)
+        options = {"device_map": "auto"} if spread else {}
+        options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | LOCAL
+        model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
         tokenizer = _tokenizer(folder, source)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a dozen classes, of as many libraries
         raise ValueError(_explain(name, source, error)) from error
+    refuse_missing(name, info)
     model = (model if spread else model.to(device)).eval().requires_grad_(False)
     total = sum(p.numel() for p in model.parameters())
     embeddings = {
@@ -78,13 +85,19 @@ def load_backbone(
         for p in e.parameters()
     }
     resolved = folder.name if source == "hub" else None
-    fingerprint = f"{name}@{resolved}" if resolved else _digest(folder)
+    fingerprint = f"{name}@{resolved}" if resolved else _digest(folder, source)
     fingerprint += "" if dtype == torch.float32 else f" {dtype}"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
     crop_vocabulary(model, vocabulary_of(tokenizer))
     if source != "ladder":  # which was trained behind what its tokenizer has first
         tokenizer.mtp_front = partial(edges.front_for, model, tokenizer, fingerprint)  # measured where it is asked for
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
+
+
+def refuse_missing(name: str, info: dict) -> None:
+    """ValueError where the files of a model (its loading info) lack weights of it."""
+    drawn, missing = "they would be drawn at random, others in every process", sorted(info["missing_keys"])
+    require(not missing, f"{name}: {len(missing)} weights are in none of its files, {(missing or '.')[0]} among them; {drawn}")
 
 
 def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:
@@ -96,8 +109,19 @@ def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:
     return size > ROOM * torch.cuda.mem_get_info(device)[0]
 
 
+def _weights(folder: Path) -> list[Path]:
+    """The files that transformers loads, by its rule: one that the configuration names, one file, else those of the index. Other
+    ones beside them (`consolidated.safetensors`) hold the same weights once more."""
+    named = read_json(folder / "config.json").get("transformers_weights")
+    one = folder / (named or "model.safetensors")
+    if one.suffix == ".safetensors" and one.is_file():
+        return [one]
+    index = read_json(one if named else folder / "model.safetensors.index.json")
+    return sorted(folder / name for name in set(index.get("weight_map", {}).values()))
+
+
 def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in _weights(folder))
 
 
 def look_at(name: str, revision: str | None = None):
@@ -107,9 +131,8 @@ def look_at(name: str, revision: str | None = None):
         config = AutoConfig.from_pretrained(folder, **LOCAL)
         tokenizer = _tokenizer(folder, source)
         size = _weight_bytes(folder)
-        if not size:
-            raise ValueError("it has no *.safetensors")
-    except (OSError, ValueError) as error:
+        require(size, "it has no model.safetensors, nor its index")
+    except Exception as error:
         raise ValueError(_explain(name, source, error)) from error
     return config, tokenizer, size
 
@@ -118,10 +141,11 @@ def _find(name: str, revision: str | None) -> tuple[Path, str]:
     """The folder with a backbone's files, and what kind of name it has."""
     if name.startswith(PREFIX):
         return _ladder_folder(name), "ladder"
-    if name.startswith(OWN) and name in own_of()["backbones"]:
-        return Path(own_of()["backbones"][name]), "directory"
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().resolve(), "directory"
+    given = Path(own_of()["backbones"].get(name, name)).expanduser()
+    if file := gguf_of(given):
+        return gguf.folder_of(file), "gguf"
+    if given.is_dir() or name.startswith(OWN):
+        return given.resolve(), "directory"
     repo, _, pinned = name.partition("@")
     try:
         return fetch.fetch(repo, "model", fetch.MODEL_FILES, revision or pinned or None), "hub"
@@ -138,8 +162,10 @@ def _tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
     return found
 
 
-def _digest(folder: Path) -> str:
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+def _digest(folder: Path, source: str) -> str:
+    if source == "gguf":  # of the file, whatever the reader made of it
+        return gguf.fingerprint(folder)
+    files = [folder / "config.json", *_weights(folder)]
     return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
@@ -161,9 +187,10 @@ def _ladder_folder(name: str) -> Path:
 
 
 def _explain(name: str, source: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = first_line(error).removeprefix("ValueError: ").removeprefix("OSError: ")
     what = {
         "directory": "the directory must hold config.json, a tokenizer and *.safetensors, as save_pretrained writes them",
+        "gguf": f"it was converted into {paths.models()}; delete that, and it is converted again",
         "hub": "it is no local directory, and of the hub's only models with safetensors are loaded",
         "ladder": "restore the ladder with `git checkout mtp_utils/backbones/ladder`",
     }[source]

@@ -1,7 +1,6 @@
 """A look at a model before any work: it is loaded once and reads two short rows and a long one, and what would make every number
 wrong, or end a run in its third hour, is said in one line."""
 
-import contextlib
 import importlib.util
 import json
 import re
@@ -10,13 +9,13 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 from ..base.refusals import first_line, require
 from ..base.runtime import choose_device, choose_dtype
 from ..text.tokens import encode, vocabulary_of
-from . import load
+from . import gguf, load
 from .anatomy import crop_vocabulary, last_only, position_limit
+from .quiet import quiet
 
 SHORT = 12  # tokens of the two short rows
 SENTENCE = "The old dog sleeps in the garden, and nobody has seen the cat since the end of the week."
@@ -41,35 +40,22 @@ def look(name: str, needed: int, seen: Callable = lambda tokenizer, model: None)
     if source == "ladder":  # its files are held against their card's hashes
         seen(tokenizer, None)
         return lines
+    if source == "gguf":
+        lines.append(f"{name}: {gguf.told(folder)}")
     dtype = choose_dtype(choose_device()[0])[0]
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | load.LOCAL
     try:
-        with _quiet():
+        with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
     except Exception as error:  # a dozen classes, of as many libraries
         raise ValueError(f"{name} cannot be loaded: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        drawn = "they would be drawn at random, others in every process"
-        raise ValueError(f"{name}: {len(missing)} weights are in none of its files, {missing[0]} among them; {drawn}")
+    load.refuse_missing(name, info)
     _refuse_tokens(name, tokenizer, model.get_input_embeddings().num_embeddings)
     _refuse_logits(name, model.eval(), needed)
     lines += _rows_without_text(name, model, tokenizer)
     crop_vocabulary(model, vocabulary_of(tokenizer))
     seen(tokenizer, model)
     return lines + _worth_saying(name, model, sorted(info["unexpected_keys"]))
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Inside, transformers says nothing of its own: what matters is said in one line."""
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
 
 
 def _refuse_files(name: str, folder: Path) -> None:

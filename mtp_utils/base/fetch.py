@@ -10,7 +10,7 @@ from . import paths
 from .files import read_json, write_json
 from .refusals import first_line
 
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
+MODEL_FILES = ["*.json", "model*.safetensors", "*.model", "*.txt"]  # other weights beside these are the same ones once more
 
 
 def lock_path() -> Path:

@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+from .refusals import require
+
 
 def read_json(path: Path) -> dict:
     """The content of a JSON file, or an empty dict where there is none."""
@@ -39,3 +41,20 @@ def file_digest(path: Path) -> str:
     """sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def gguf_of(path: Path) -> Path | None:
+    """The GGUF file that a path stands for: any file, or the only one of a folder that holds no other model; else None.
+
+    Raises ValueError for a folder with several.
+    """
+    if path.is_file():
+        return path
+    found = [] if not path.is_dir() or (path / "config.json").exists() else sorted(path.glob("*.gguf"))
+    require(len(found) < 2, f"{path} holds {len(found)} GGUF files, give one: {', '.join(p.name for p in found)}")
+    return found[0] if found else None
+
+
+def gguf_name(path: Path) -> str:
+    """What a GGUF file is called: its name without its ending."""
+    return path.name.removesuffix(".gguf")

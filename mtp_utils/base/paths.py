@@ -1,6 +1,7 @@
 """Absolute paths of what is read and written, so that nothing depends on the current directory."""
 
 import os
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -40,6 +41,20 @@ def all_notebooks() -> list[Path]:
 def cache() -> Path:
     """Folder of what all profiles share and anything can make again: token blocks, states, unfinished joint training."""
     return _build_root() / "cache"
+
+
+def models() -> Path:
+    """Folder of models that were converted, which all clones share: `$MTP_CACHE`, by default `mtp_companion` in the user's folder
+    of caches. Raises ValueError where nobody's home is known."""
+    if given := os.environ.get("MTP_CACHE"):
+        return Path(given).expanduser().resolve()
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        raise ValueError("there is no home folder to keep models in: set MTP_CACHE to a folder for them") from error
+    places = {"darwin": home / "Library" / "Caches", "win32": Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")}
+    default = places.get(sys.platform, Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache"))
+    return (default / "mtp_companion").resolve()
 
 
 def _build_root() -> Path:

@@ -1,5 +1,7 @@
 """How something is refused: in one line, which says what was asked, what there is, and what to do."""
 
+import traceback
+
 
 class CannotDo(ValueError):
     """What this model cannot do, however it is asked: a notebook leaves it out with its reason and goes on."""
@@ -12,6 +14,8 @@ def require(condition, message: str, kind: type[Exception] = ValueError) -> None
 
 
 def first_line(error: BaseException) -> str:
-    """`Class: first line` of somebody else's error, whose other lines are its own affair."""
+    """`Class: first line` of somebody else's error, whose other lines are its own affair; where it says nothing, the line of code
+    that it comes from."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines or [frame.line for frame in traceback.extract_tb(error.__traceback__)[-1:]]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -102,7 +102,7 @@ def check_attention(model, longest: int) -> None:
         except torch.OutOfMemoryError:  # of this moment, not of the model
             del known[name]
             raise
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
             known[name] = first_line(error)
     require(not known[name], f"{type(model).__name__}: its attention does not serve drafts ({known[name]}): decode with generate")
 

@@ -70,7 +70,8 @@ def _given() -> str:
     own = own_of()
     found = [Path(own["text"])] if own["text"] else []
     for name, source in own["backbones"].items():
-        found += sorted(Path(source).glob("*")) if name.startswith("own/") else []
+        if name.startswith("own/"):
+            found += sorted(Path(source).glob("*")) or [Path(source)]  # or a file itself
     return "" if not found else repr([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in found])
 
 

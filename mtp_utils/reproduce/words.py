@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..base import paths
+from ..base.files import gguf_name, gguf_of
 from ..base.profiles import PROFILES
 
 COMMANDS = ("check", "publish", "test", "setup", "lab")  # the last three are reproduce.sh's own
@@ -27,28 +28,32 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _source_of(where: Path, given: str) -> str:
-    """The folder that --backbone names, of a folder of the hub's cache the commit in it; or a name of the hub as it is."""
-    folder = (where / Path(given).expanduser()).resolve()
+    """The folder or GGUF file that --backbone names, of a folder of the hub's cache the commit in it; or a name of the hub."""
+    path = where / Path(given).expanduser()
+    if path.is_file():
+        return str(path.parent.resolve() / path.name)  # in the hub's cache a link, to a file whose name is its hash
+    folder = path.resolve()
     if not folder.is_dir():
         return given
     commits = sorted((folder / "snapshots").glob("*"))
     main = folder / "refs" / "main"
     named = [c for c in commits if main.is_file() and c.name == main.read_text().strip()]
-    return str((named or commits or [folder])[-1])
+    folder = (named or commits or [folder])[-1]
+    return str(gguf_of(folder) or folder)
 
 
 def _names_of(sources: list[str]) -> list[str]:
-    """What each is called: a folder by its name, with its parent's where two share it; one of the hub's cache as on the hub."""
-    names = []
-    for source in sources:
-        folder = Path(source)
-        if not folder.is_dir():
+    """What each is called: a folder or GGUF file by its name, with its parent's where two share it; one of the hub's cache as on
+    the hub."""
+    names, called = [], [gguf_name(Path(source)) for source in sources]
+    for source, name in zip(sources, called, strict=True):
+        path = Path(source)
+        if not path.exists():
             names.append(source)
-        elif folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
-            names.append("own/" + folder.parents[1].name.removeprefix("models--").replace("--", "/"))
+        elif path.is_dir() and path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+            names.append("own/" + path.parents[1].name.removeprefix("models--").replace("--", "/"))
         else:
-            alike = sum(Path(x).name == folder.name for x in sources) > 1
-            names.append(f"own/{folder.parent.name}/{folder.name}" if alike else f"own/{folder.name}")
+            names.append(f"own/{path.parent.name}/{name}" if called.count(name) > 1 else f"own/{name}")
     return [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
 
 
@@ -71,7 +76,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if text and not text.is_file():
         parser.error(f"--text {args.text} is no file")
     args.text = text and str(text.resolve())
-    sources = [_source_of(where, given) for given in args.backbone]
+    try:
+        sources = [_source_of(where, given) for given in args.backbone]
+    except ValueError as error:
+        parser.error(f"--backbone: {error}")
     if twice := next((x for x in sources if sources.count(x) > 1), None):
         parser.error(f"--backbone: two are called {twice}; each is given once")
     args.backbone = dict(zip(_names_of(sources), sources, strict=True))

@@ -64,7 +64,7 @@ REFUSED = {
     "a token has no row": (lambda f: saved(llama(1000), f), "its tokenizer's token 1023,"),
     "BERT": (lambda f: saved(BertLMHeadModel(BertConfig(**BIDIRECTIONAL)), f), "no causal model (BertLMHeadModel)"),
     "RoBERTa": (lambda f: saved(RobertaForCausalLM(RobertaConfig(**BIDIRECTIONAL)), f), "no causal model (RobertaForCausalLM)"),
-    "RoBERTa's last two positions": (lambda f: saved(RobertaForCausalLM(RobertaConfig(**DECODER)), f), "not read 260"),
+    "RoBERTa's first positions": (lambda f: saved(RobertaForCausalLM(RobertaConfig(**DECODER)), f), "reads 259 tokens"),
     "a short context": (lambda f: saved(llama(max_position_embeddings=100), f), "reads 100 tokens; 260 are needed"),
     "GPTQ": (lambda f: configured(saved(llama(), f), **GPTQ), "(gptq): give the"),
     "an unknown way": (lambda f: configured(saved(llama(), f), **UNKNOWN), "(x9): give the unquantised"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 from tiny_models import VOCAB, perturbed, tiny_backbone, tiny_model
+from transformers import XLMConfig, XLMWithLMHeadModel
 
 from mtp_utils.decoding.decode import draft_and_verify, greedy_decode
 from mtp_utils.decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
@@ -264,6 +265,12 @@ def test_heads_draft_from_their_memory_what_they_would_from_the_whole_text(kind)
     with torch.no_grad():
         draft_and_verify(b.model, Checked(heads), PROMPTS[:1], NEW, (2, 2))
     assert len(seen) > 3 and all(seen)
+
+
+def test_a_model_whose_own_assertion_fails_without_words_is_refused_with_the_assertion():
+    model = XLMWithLMHeadModel(XLMConfig(vocab_size=9, emb_dim=16, n_layers=2, n_heads=2, causal=True)).eval()
+    with pytest.raises(ValueError, match=r"\(AssertionError: assert mask.size\(\) == .*decode with generate"):
+        draft_and_verify(model, LookupDrafter(), torch.randint(5, 9, (10,)), 4)
 
 
 def test_what_cannot_be_decoded_is_refused_by_name():

@@ -79,6 +79,7 @@ def test_folders_are_told_apart_by_their_parents_and_those_of_the_hubs_cache_by_
     }
     assert args.text == str(tmp_path / "text")
     assert list(parse(["smoke", "--backbone", f"{cached}/snapshots/def"]).backbone) == ["own/org/name"]
+    assert list(parse(["smoke", "--backbone=~/b/checkpoint-1000"]).backbone.values()) == [str(tmp_path / "b/checkpoint-1000")]
 
 
 @pytest.mark.parametrize(
