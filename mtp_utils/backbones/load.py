@@ -15,7 +15,7 @@ from ..base.profiles import own_of
 from ..base.refusals import first_line, require
 from ..base.runtime import choose_device, choose_dtype
 from ..text.tokens import vocabulary_of
-from . import edges, gguf
+from . import edges, gguf, index
 from .anatomy import crop_vocabulary
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -41,17 +41,20 @@ class Backbone:
     card: dict
 
 
-def available_backbones() -> list[str]:
-    """Names of the embedded ladder: the rungs by size, then extra seeds and twins."""
+def available_backbones() -> dict[str, str]:
+    """Name -> what it is, in a line: the embedded ladder (the rungs by size, then extra seeds and twins), and the models that come
+    in wheels of the package index, with their size and whether they are here."""
     cards = [json.loads(p.read_text(encoding="utf-8")) for p in paths.LADDER.glob("*/card.json")]
-    return [PREFIX + c["name"] for c in sorted(cards, key=lambda c: (c["objective"] != "ntp", c["seed"], c["width"], c["name"]))]
+    cards.sort(key=lambda c: (c["objective"] != "ntp", c["seed"], c["width"], c["name"]))
+    ladder = {PREFIX + c["name"]: f"{c['n_params']:,} parameters, embedded" for c in cards}
+    return ladder | {name: index.told(name) for name in index.models()}
 
 
 def load_backbone(
     name: str, revision: str | None = None, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Backbone:
-    """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, a GGUF file (converted once, into a cache), or
-    a hub name (revision: here or as `name@revision`).
+    """Loads a causal LM for evaluation: `ladder/<rung>`, a local directory, a GGUF file (converted once, into a cache), a model
+    of the package index by its name (fetched once), or a hub name (revision: here or as `name@revision`).
 
     On the accelerator if there is one, unless `device` says otherwise; over all accelerators and the main memory (`auto`) if its
     weights leave too little of one accelerator free: then it can be measured, not trained. Safetensors only, no remote code,
@@ -60,7 +63,7 @@ def load_backbone(
     or with half of one, no network.
     """
     folder, source = _find(name, revision)
-    if source == "gguf" and name not in own_of()["backbones"]:
+    if source == "gguf" and name not in own_of()["backbones"] and name not in index.models():
         name = gguf_name(gguf_of(Path(name).expanduser()))
     spread = device == "auto"
     device = torch.device(device) if device and not spread else choose_device()[0]
@@ -146,6 +149,8 @@ def _find(name: str, revision: str | None) -> tuple[Path, str]:
         return gguf.folder_of(file), "gguf"
     if given.is_dir() or name.startswith(OWN):
         return given.resolve(), "directory"
+    if name in index.models():
+        return gguf.converted(index.fetched(name), index.models()[name]["sha256"]), "gguf"
     repo, _, pinned = name.partition("@")
     try:
         return fetch.fetch(repo, "model", fetch.MODEL_FILES, revision or pinned or None), "hub"
@@ -169,10 +174,14 @@ def _digest(folder: Path, source: str) -> str:
     return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
+def _ladder() -> list[str]:
+    return [name for name in available_backbones() if name.startswith(PREFIX)]
+
+
 def _ladder_folder(name: str) -> Path:
-    if name not in available_backbones():
+    if name not in (there := _ladder()):
         raise ValueError(
-            f"no backbone {name!r} in the embedded ladder; there are: {', '.join(available_backbones()) or 'none'}. "
+            f"no backbone {name!r} in the embedded ladder; there are: {', '.join(there) or 'none'}. "
             "`python -m mtp_utils.backbones.pretrain` trains it again from nothing"
         )
     folder = paths.LADDER / name.removeprefix(PREFIX)
@@ -194,5 +203,5 @@ def _explain(name: str, source: str, error: Exception) -> str:
         "hub": "it is no local directory, and of the hub's only models with safetensors are loaded",
         "ladder": "restore the ladder with `git checkout mtp_utils/backbones/ladder`",
     }[source]
-    here = ", ".join(available_backbones()) or "none"
+    here = ", ".join(_ladder()) or "none"
     return f"cannot load the backbone {name!r}: {reason} ({what}). Embedded and always available: {here}"

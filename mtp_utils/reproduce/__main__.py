@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 
+from ..backbones import index
 from ..base import paths, ranks
 from ..base.locks import Stop, exclusive
 from ..base.profiles import OWN, PROFILES, with_own
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
                 return getattr(publish, args.word)()
         chosen = [p for p in paths.all_notebooks() if not args.only or p.name[:2] in args.only]
         if args.list:
-            print("\n".join(p.stem for p in chosen))
+            print("\n".join([p.stem for p in chosen] + [f"--backbone {name}: {index.told(name)}" for name in index.models()]))
             return 0
         profile = PROFILES[args.word]
         given = profile.needs_hub or args.backbone or args.text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..backbones import edges
+from ..backbones import edges, index
 from ..backbones.load import look_at
 from ..backbones.look import look
 from ..base import fetch, paths, ranks
@@ -71,7 +71,8 @@ def _say_controls(tokenizer) -> None:
 
 
 def _on_hub(name: str) -> bool:
-    return not name.startswith("ladder/") and not Path(own_of()["backbones"].get(name, name)).exists()
+    known = name.startswith("ladder/") or name in index.models()
+    return not known and not Path(own_of()["backbones"].get(name, name)).exists()
 
 
 def _to_fetch(name: str) -> tuple[int, int]:

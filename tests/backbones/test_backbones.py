@@ -26,7 +26,7 @@ from mtp_utils.marginal.future import future_log_probs
 
 
 def test_rungs_come_first_and_all_load():
-    names = available_backbones()
+    names = list(available_backbones())
     rungs = [n for n in names if "-" not in n]
     assert names[: len(rungs)] == rungs == sorted(rungs, key=lambda n: int(n.removeprefix("ladder/w")))
     sizes = [load_backbone(n).n_params for n in rungs]
@@ -92,7 +92,7 @@ def test_pickled_weights_are_not_loaded(tmp_path):
 
 
 def test_the_card_tells_how_the_model_came_about():
-    for name in available_backbones():
+    for name in (name for name in available_backbones() if name.startswith("ladder/")):
         card = load_backbone(name).card
         for key in (
             "data",
