@@ -1,5 +1,6 @@
 """Backbones: pretrained decoders from the embedded ladder, a local directory, or the hub at a pinned revision."""
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ..base import fetch, paths, ranks
 from ..base.files import file_digest
 from ..base.profiles import own_of
 from ..base.runtime import choose_device, choose_dtype
+from ..text.tokens import front_measures
 from . import edges
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -77,8 +79,8 @@ def load_backbone(
     fingerprint = f"{name}@{resolved}" if resolved else _digest(folder)
     fingerprint += "" if dtype == torch.float32 else f" {dtype}"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
-    if source != "ladder":  # which was trained behind what its tokenizer has first
-        tokenizer.mtp_front = edges.front_for(model, tokenizer, fingerprint)
+    if source != "ladder":  # which was trained behind what is likeliest by its tokenizer
+        front_measures[tokenizer] = functools.partial(edges.front_for, model, fingerprint)
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
 
 
