@@ -16,7 +16,7 @@ from .anatomy import position_limit
 PIECES, LENGTH = 12, 64  # of the text that first tokens are measured on: how many, and tokens of each
 
 
-def front_for(model, tokenizer, fingerprint: str) -> tuple[int, ...]:
+def front_for(model, fingerprint: str, tokenizer) -> tuple[int, ...]:
     """What is to stand before every document that this model reads: the run's choice, made for all its backbones in the look
     before work, else the one this model says least loss behind, measured once and kept in the cache."""
     digest = digest_of(tokenizer)

@@ -14,7 +14,7 @@ from ..base.files import file_digest, gguf_name, gguf_of, read_json
 from ..base.profiles import own_of
 from ..base.refusals import first_line, require
 from ..base.runtime import choose_device, choose_dtype
-from ..text.tokens import vocabulary_of
+from ..text.tokens import front_measures, vocabulary_of
 from . import edges, gguf, index
 from .anatomy import crop_vocabulary
 
@@ -42,8 +42,8 @@ class Backbone:
 
 
 def available_backbones() -> dict[str, str]:
-    """Name -> what it is, in a line: the embedded ladder (the rungs by size, then extra seeds and twins), and the models that come
-    in wheels of the package index, with their size and whether they are here."""
+    """Name -> what it is, in a line: the embedded ladder (rungs by size, then extra seeds and twins), and the models that come in
+    wheels of the package index, with their size and whether they are here."""
     cards = [json.loads(p.read_text(encoding="utf-8")) for p in paths.LADDER.glob("*/card.json")]
     cards.sort(key=lambda c: (c["objective"] != "ntp", c["seed"], c["width"], c["name"]))
     ladder = {PREFIX + c["name"]: f"{c['n_params']:,} parameters, embedded" for c in cards}
@@ -92,8 +92,8 @@ def load_backbone(
     fingerprint += "" if dtype == torch.float32 else f" {dtype}"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
     crop_vocabulary(model, vocabulary_of(tokenizer))
-    if source != "ladder":  # which was trained behind what its tokenizer has first
-        tokenizer.mtp_front = partial(edges.front_for, model, tokenizer, fingerprint)  # measured where it is asked for
+    if source != "ladder":  # which was trained behind what is likeliest by its tokenizer
+        front_measures[tokenizer] = partial(edges.front_for, model, fingerprint)
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
 
 

@@ -1,6 +1,7 @@
 """Tokens and their text: ids of a text, what stands before every document, the class of a token, characters cut into several."""
 
 import re
+import weakref
 from collections import Counter
 
 from ..base.files import sha256
@@ -8,6 +9,7 @@ from ..base.files import sha256
 END = "<|endoftext|>"
 CLASSES = ("inside a word", "word start", "white space", "punctuation")
 LONGEST_CUT = 8  # tokens that one cut of characters runs over, at most
+front_measures: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()  # a backbone's tokenizer -> what tells its front
 
 
 def encode(tokenizer, texts: list[str], plain: bool = True) -> list[list[int]]:
@@ -71,11 +73,12 @@ def fronts_of(tokenizer) -> list[tuple[int, ...]]:
 
 
 def front_of(tokenizer) -> tuple[int, ...]:
-    """The ids, mostly one, that stand before every document: those that were measured to be best (backbones.edges), which
-    load_backbone leaves with its tokenizer as `mtp_front`, or what finds them; of any other tokenizer the likeliest."""
+    """The ids, mostly one, that stand before every document: those that its backbone was measured to be best behind
+    (backbones.edges), when first asked for, kept as the tokenizer's `mtp_front`; of any other tokenizer the likeliest."""
     known = getattr(tokenizer, "mtp_front", None)
-    if callable(known):
-        known = tokenizer.mtp_front = known()
+    if known is None and tokenizer in front_measures:
+        known = tokenizer.mtp_front = front_measures[tokenizer](tokenizer)
+        del front_measures[tokenizer]  # and with it the model that it holds
     return fronts_of(tokenizer)[0] if known is None else known
 
 

@@ -1,8 +1,11 @@
 """What stands before a text is chosen by measurement, the same everywhere in a run; what ends decoding may be several tokens."""
 
+import copy
 import dataclasses
+import gc
 import json
 import re
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -158,8 +161,14 @@ def test_measured_once_it_is_kept_for_these_weights_and_this_text(tmp_path, text
     fronts = {front_of(load_backbone(folder, device="cpu").tokenizer) for _ in range(3)}
     assert len(fronts) == 1 and len(calls) == 1
     (tmp_path / "text.txt").write_text(TEXT[:90_000])
-    front_of(load_backbone(folder, device="cpu").tokenizer)
-    assert len(calls) == 2
+    later = load_backbone(folder, device="cpu")
+    assert len(calls) == 1  # loading alone measures nothing
+    kept, there = front_of(later.tokenizer), weakref.ref(later.model)
+    assert len(calls) == 2 and front_of(copy.deepcopy(later.tokenizer)) == kept
+    tokenizer = later.tokenizer
+    del later
+    gc.collect()
+    assert there() is None and front_of(tokenizer) == kept
 
 
 def test_a_loss_that_is_no_number_is_never_the_least():
