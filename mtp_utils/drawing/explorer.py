@@ -60,6 +60,7 @@ def explore(backbone, text: str, heads: tuple = ()):
 
 def explore_page(backbone, text: str, heads: tuple = ()) -> str:
     """As `explore`: the page itself, a whole HTML file."""
+    from ..backbones.anatomy import position_limit
     from ..findings import said  # with it torch, which a page made of tables does without
     from ..heads.heads import Heads
     from ..text.tokens import end_of
@@ -69,7 +70,7 @@ def explore_page(backbone, text: str, heads: tuple = ()) -> str:
     require(len(offsets) == len(set(offsets)), f"heads of offsets {offsets}: an offset has one head")
     require(all(one.model is backbone.model for one in heads), f"heads not on {backbone.name}: load_heads(folder, backbone)")
     whole = [end_of(backbone.tokenizer), *backbone.tokenizer(text, add_special_tokens=False)["input_ids"]]
-    ids = whole[:LONGEST]
+    ids = whole[: min(LONGEST, position_limit(backbone.model.config))]
     require(len(ids) > 2, f"text: {len(ids) - 1} tokens; at least two are needed for the token after next to be there")
     table = said.with_text(said.said_table(backbone, ids, heads), ids, backbone.tokenizer)
     cut = f"The first {len(ids) - 1} of {len(whole) - 1} tokens." if len(whole) > len(ids) else ""
