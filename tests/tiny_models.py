@@ -4,12 +4,21 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
+    FalconH1Config,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
+    GraniteMoeHybridConfig,
+    JambaConfig,
+    Lfm2Config,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     OPTConfig,
+    Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
 )
 
@@ -34,6 +43,35 @@ CONFIGS = {
     ),
     "qwen3": lambda: Qwen3Config(**GROUPED),
     "falcon_alibi": lambda: FalconConfig(**SHAPE, alibi=True, new_decoder_architecture=False),
+}
+
+LINEAR = dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8)
+MAMBA2 = dict(mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8)
+RECURRENT = {  # what a cache holds of them is no list of keys
+    "qwen3_5": lambda: Qwen3_5TextConfig(**GROUPED, **LINEAR, layer_types=["linear_attention", "full_attention"]),
+    "lfm2": lambda: Lfm2Config(**WIDE, num_key_value_heads=2, layer_types=["conv", "full_attention"]),
+    "mamba": lambda: MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4, bos_token_id=0),
+    "granite_hybrid": lambda: GraniteMoeHybridConfig(
+        **WIDE, **MAMBA2, num_key_value_heads=2, shared_intermediate_size=24, num_local_experts=0, mamba_expand=2,
+        layer_types=["mamba", "attention"],
+    ),
+    "jamba": lambda: JambaConfig(
+        **WIDE, num_key_value_heads=2, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_d_state=4, mamba_dt_rank=4,
+        use_mamba_kernels=False,
+    ),
+    "falcon_h1": lambda: FalconH1Config(**GROUPED, **MAMBA2, mamba_d_ssm=32),
+}  # fmt: skip
+KINDS = ["sliding_attention", "full_attention"]
+WINDOWED = {
+    "mistral": CONFIGS["mistral"],
+    "gemma2": lambda: Gemma2Config(**GROUPED, sliding_window=WINDOW, layer_types=KINDS, query_pre_attn_scalar=8),
+    "gemma3": CONFIGS["gemma3"],
+    "qwen2": lambda: Qwen2Config(
+        **WIDE, num_key_value_heads=2, use_sliding_window=True, sliding_window=WINDOW, layer_types=KINDS[::-1]
+    ),
+    "gpt_oss": lambda: GptOssConfig(
+        **GROUPED, sliding_window=WINDOW, layer_types=KINDS, num_local_experts=2, num_experts_per_tok=1
+    ),
 }
 
 
@@ -73,7 +111,7 @@ PACKED = [name for name in CONFIGS if name != "falcon_alibi"]
 
 def tiny_model(name, dtype=torch.float64, seed=0, **changes):
     """Random model of that architecture, weights large enough that attention matters."""
-    config = CONFIGS[name]()
+    config = (CONFIGS | RECURRENT | WINDOWED)[name]()
     for key, value in changes.items():
         setattr(config, key, value)
     torch.manual_seed(seed)

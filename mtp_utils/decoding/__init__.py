@@ -1,6 +1,7 @@
 """Draft and verify: several tokens a pass of the base model, and the same output as one at a time.
 
-decode.py is the loop, verify.py one pass over a tree of drafts, drafters.py what drafts; rates.py what of it is accepted.
+decode.py is the loop, verify.py one pass over a tree of drafts, checks.py whether a model serves it, drafters.py what drafts;
+rates.py what of it is accepted.
 """
 
 from mtp_utils import hand_on

@@ -18,7 +18,8 @@ from ..backbones.anatomy import position_limit
 from ..base.refusals import require
 from ..marginal.expansion import precise
 from ..marginal.rows import undisturbed
-from .verify import Prefix, check_attention, tree_of
+from .checks import check_attention
+from .verify import Prefix, tree_of
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ def draft_and_verify(
 
     Raises:
         ValueError: naming the argument: an empty prompt, one that leaves the model's context too small, more widths than
-            the drafter has offsets, a window of attention that is smaller than what is read, a model whose attention
-            does not hear masks and positions (a small check finds out, once).
+            the drafter has offsets.
+        CannotDo: a model whose attention does not hear masks and positions, or whose cache cannot be rolled back (a small
+            check finds out, once).
     """
     rows = _rows(model, ids, max_new_tokens, attention_mask)
     depth = drafter.depth if drafter else 0
@@ -209,7 +211,4 @@ def _rows(model, ids, max_new_tokens: int, mask: torch.Tensor | None = None) -> 
     asked = f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens}"
     limit = position_limit(config)
     require(longest + max_new_tokens <= limit, f"{asked} are more than the model's {limit} positions: shorten either")
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    slides = window and longest + max_new_tokens > window and (kinds is None or any("sliding" in kind for kind in kinds))
-    require(not slides, f"{asked} are more than the {window} tokens that the model's attention reaches: not supported")
     return [x.to(model.device) for x in ids]

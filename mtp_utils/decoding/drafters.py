@@ -8,6 +8,7 @@ int64 on the CPU, the best first, -1 where it has none.
 
 import torch
 
+from ..backbones.anatomy import position_limit
 from ..base.refusals import require
 from ..heads.heads import Heads
 from ..marginal.future import future_log_probs
@@ -50,7 +51,8 @@ class HeadDrafter:
 
 class MarginalDrafter:
     """The most likely tokens of the base model's own marginal m_k, as `estimators` (offset -> arguments of future_log_probs) find
-    them: the best that can be said of sampled tokens from the prefix alone, and far too slow to draft with."""
+    them: the best that can be said of sampled tokens from the prefix alone, and far too slow to draft with. Nothing where the
+    model's positions end."""
 
     layers = ()
 
@@ -67,10 +69,13 @@ class MarginalDrafter:
             ids = torch.nn.utils.rnn.pad_sequence(before, batch_first=True)
             last = torch.tensor([len(row) - 1 for row in before])[:, None]
             t = torch.arange(ids.shape[1])[None]
-            where = {"attention_mask": t <= last, "positions": t == last}
+            where = {"attention_mask": t <= last}
             for i, n in enumerate(widths):
-                f = future_log_probs(self.model, ids, i + 2, **where, **self.estimators[i + 2])
-                found[first : first + together, i, :n] = f.log_probs[t == last].topk(n).indices.cpu()
+                fits = last[:, 0] + i + 2 <= position_limit(self.model.config)
+                where["positions"] = (t == last) & fits[:, None]
+                if fits.any():
+                    f = future_log_probs(self.model, ids, i + 2, **where, **self.estimators[i + 2])
+                    found[first : first + together, i, :n][fits] = f.log_probs[where["positions"]].topk(n).indices.cpu()
         return found
 
 

@@ -1,6 +1,5 @@
-"""One pass of the base model over trees of drafts: the tree, the rows' KV cache, and a check that the model hears both."""
+"""One pass of the base model over trees of drafts: the tree, and the rows' KV cache."""
 
-import weakref
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,12 +7,18 @@ import torch
 from transformers import DynamicCache
 
 from ..backbones.anatomy import position_limit, unembed, unembeds
-from ..base.refusals import first_line, require
-from ..marginal.reference import TOLERANCE, active_lengths, gap
+
+
+def layer_windows(config) -> dict[str, int | None]:
+    """Kind of layer -> how many tokens a token reads, itself among them; None: all. Without kinds: all layers, as one."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ["sliding"]
+    return {kind: window if window and "sliding" in kind else None for kind in kinds}
 
 
 class Prefix:
     """The rows' tokens so far in the model's KV cache; a column of the cache that is no token of a row is hidden from it.
+
+    The cache keeps every key, also where a window slides: masks say which of them a node sees, and nodes can be taken back.
 
     logits: (rows, vocab) after the prompt. states: of each row, the hidden states (new, layers, d) at `layers` of the tokens
     kept last, which no drafter has seen yet.
@@ -24,12 +29,15 @@ class Prefix:
         config = model.config.get_text_config()
         self.split, last = model.base_model is not model and unembeds(model), (config.num_hidden_layers,)
         self.inner = bool(layers) and (not self.split or layers != last)  # whether other states than the last are read
-        self.limit = position_limit(config)
+        self.limit, self.windows = position_limit(config), layer_windows(config)
         self.length = [len(row) for row in rows]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         length = torch.tensor(self.length, device=ids.device)
         self.there = torch.arange(ids.shape[1], device=ids.device) < length[:, None]  # (rows, columns)
-        last, hidden = self._run(ids, attention_mask=self.there.long())
+        slides = any(window and window < ids.shape[1] for window in self.windows.values())
+        # Padding behind a row is seen by none of its tokens, masked or not; masked, and out of the window's reach of what is
+        # there, it would see nothing itself, which some attention answers with numbers that are none.
+        last, hidden = self._run(ids, attention_mask=None if slides else self.there.long())
         end = torch.arange(len(rows), device=ids.device), length - 1
         self.logits = unembed(model, last[end]) if self.split else last[end]
         if not layers:
@@ -54,17 +62,36 @@ class Prefix:
 
     def verify(self, tokens: list[list[int]], tree: "Tree") -> torch.Tensor:
         """Logits (rows, nodes, vocab) of the base model after each node; tokens of each row, -1 where it has no draft."""
-        device, mask = self.there.device, None
-        if len(tokens) * len(tree.depth) > 1:
-            sees = tree.sees.to(device).expand(len(tokens), -1, -1)
-            sees = torch.cat([self.there[:, None].expand(-1, sees.shape[1], -1), sees], 2)[:, None]
-            mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=device)  # numbers: eager attention adds them
-            mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
+        device = self.there.device
+        mask = self._masks(tree) if len(tokens) * len(tree.depth) > 1 or self._slides(tree) else None
         position = [[min(n + d, self.limit - 1) for d in tree.depth] for n in self.length]  # beyond: in rows that have ended
         ids, position = (torch.tensor(x, device=device) for x in ([[max(0, t) for t in row] for row in tokens], position))
         last, hidden = self._run(ids, attention_mask=mask, position_ids=position)
         self.hidden = self._stacked(hidden) if hidden else None
         return unembed(self.model, last) if self.split else last
+
+    def _slides(self, tree: "Tree") -> bool:
+        """Whether a window of attention is shorter than what a node has before it."""
+        return any(window and window <= max(self.length) + tree.depth[-1] for window in self.windows.values())
+
+    def _masks(self, tree: "Tree") -> torch.Tensor | dict[str, torch.Tensor]:
+        """What the nodes see, (rows, 1, nodes, columns + nodes), as numbers, which eager attention adds; by kind of layer where
+        windows differ. A window reaches back by positions, not by columns, in which siblings lie side by side."""
+        device = self.there.device
+        there = self.there[:, None].expand(-1, len(tree.depth), -1)
+        sees = torch.cat([there, tree.sees.to(device).expand(len(there), -1, -1)], 2)
+        reach, masks = self.windows if self._slides(tree) else {"": None}, {}
+        for window in set(reach.values()):
+            mask = torch.zeros(sees.shape, dtype=self.model.dtype, device=device)
+            hidden = ~sees if window is None else ~sees | (self._back(tree) >= window)
+            masks[window] = mask.masked_fill_(hidden, torch.finfo(mask.dtype).min)[:, None]
+        return masks[window] if len(masks) == 1 else {kind: masks[window] for kind, window in reach.items()}
+
+    def _back(self, tree: "Tree") -> torch.Tensor:
+        """How many positions each column and each node lies before each node, (rows, nodes, columns + nodes)."""
+        length, depth = (torch.tensor(x, device=self.there.device) for x in (self.length, tree.depth))
+        at = length[:, None] + depth
+        return at[:, :, None] - torch.cat([self.there.cumsum(1) - 1, at], 1)[:, None]
 
     def keep(self, paths: list[list[int]]) -> None:
         """Keep these nodes of each row, in this order, and forget the others."""
@@ -83,57 +110,6 @@ class Prefix:
         self.there = torch.cat([self.there, kept], 1)
         self.length = [n + len(path) for n, path in zip(self.length, paths, strict=True)]
         self.states = [h[path] for h, path in zip(self.hidden, paths, strict=True)] if self.layers else None
-
-
-_heard: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
-
-
-def check_attention(model, longest: int) -> None:
-    """ValueError where passes over trees in rows of different lengths are not what full re-runs say, on this very model. Looked
-    at once for each set of lengths (windows, chunks) below `longest` that its configuration names, on texts beyond them."""
-    config = model.config.get_text_config()
-    lengths = active_lengths(config.to_dict(), longest)
-    name = str(model.dtype), str(model.device), config.to_json_string(use_diff=False), tuple(sorted(lengths.items()))
-    known = _heard.setdefault(model, {})
-    if name not in known:
-        known[name] = "RuntimeError or the like"  # unless it comes to an end
-        try:
-            known[name] = _heard_wrong(model, min(max([0, *lengths.values()]) + 16, longest))
-        except torch.OutOfMemoryError:  # of this moment, not of the model
-            del known[name]
-            raise
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
-            known[name] = first_line(error)
-    require(not known[name], f"{type(model).__name__}: its attention does not serve drafts ({known[name]}): decode with generate")
-
-
-def _heard_wrong(model, length: int) -> str:
-    """What is wrong, or nothing: two rows, a tree behind each, what is kept of it, and a further token behind that."""
-    rng = torch.Generator().manual_seed(0)
-    vocab, n = model.get_input_embeddings().num_embeddings, max(1, length - 4)
-    rows = [torch.randint(vocab, (k,), generator=rng).to(model.device) for k in (n, max(1, n // 2))]
-    drafts, tree = torch.randint(vocab, (2, 3), generator=rng).tolist(), tree_of((2,) if length > 2 else ())
-    drafts, prefix, texts = [row[: len(tree.depth)] for row in drafts], Prefix(model, rows, ()), []
-    found = [prefix.logits, *prefix.verify(drafts, tree).unbind(1)]
-    paths = [[0, 2], [0]] if len(tree.depth) > 1 else [[0], [0]]
-    prefix.keep(paths)
-    found.append(prefix.verify([[1], [1]], tree_of(()))[:, 0])
-    for row, own, path in zip(rows, drafts, paths, strict=True):
-        row = row.tolist()
-        tails = [[], *([own[0]] if d == 0 else [own[0], own[i]] for i, d in enumerate(tree.depth)), [own[i] for i in path] + [1]]
-        texts.append([torch.tensor([row + tail], device=model.device) for tail in tails])
-    ours = torch.stack(found, 1).float().log_softmax(-1)  # (rows, texts, vocab)
-    theirs, again = (
-        torch.stack([torch.stack([_last_logits(model, text, twice) for text in own]) for own in texts]).float().log_softmax(-1)
-        for twice in (False, True)
-    )
-    error, tolerance = gap(ours, theirs), max(TOLERANCE.get(model.dtype, 0.15), 2e-4, 8 * gap(theirs, again))
-    return "" if error <= tolerance else f"log-probabilities off by {error:.1e}, tolerance {tolerance:.1e}"
-
-
-def _last_logits(model, ids: torch.Tensor, twice: bool) -> torch.Tensor:
-    """After the last token, without a cache; beside a copy of itself, which shows what rounding does."""
-    return model(ids.expand(2, -1) if twice else ids, use_cache=False).logits[0, -1]
 
 
 @dataclass(frozen=True)

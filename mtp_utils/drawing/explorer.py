@@ -60,6 +60,7 @@ def explore(backbone, text: str, heads: tuple = ()):
 
 def explore_page(backbone, text: str, heads: tuple = ()) -> str:
     """As `explore`: the page itself, a whole HTML file."""
+    from ..backbones.anatomy import position_limit
     from ..findings import said  # with it torch, which a page made of tables does without
     from ..heads.heads import Heads
     from ..text.tokens import encode, front_of
@@ -70,7 +71,8 @@ def explore_page(backbone, text: str, heads: tuple = ()) -> str:
     require(all(one.model is backbone.model for one in heads), f"heads not on {backbone.name}: load_heads(folder, backbone)")
     front = front_of(backbone.tokenizer)
     whole = [*front, *encode(backbone.tokenizer, [text])[0]]
-    ids, n, least = whole[:LONGEST], len(front), "two" if front else "three"
+    ids = whole[: min(LONGEST, position_limit(backbone.model.config))]
+    n, least = len(front), "two" if front else "three"
     require(len(ids) > 2, f"text: {len(ids) - n} tokens; at least {least} are needed for the token after next to be there")
     table = said.with_text(said.said_table(backbone, ids, heads), ids, backbone.tokenizer)
     cut = f"The first {len(ids) - n} of {len(whole) - n} tokens." if len(whole) > len(ids) else ""

@@ -57,7 +57,7 @@ def passes_of(
 def assistant_for(run, backbone: Backbone, smallest: Backbone) -> Backbone | None:
     """The smallest rung as an assistant for transformers' assisted generation, or None, which is said, where it cannot be one."""
     reason = "no backbone is smaller, which would have to assist" if backbone.name == smallest.name else None
-    if smallest.model.config.vocab_size != backbone.model.config.vocab_size:
+    if len({b.model.config.get_text_config().vocab_size for b in (backbone, smallest)}) > 1:
         reason = f"{smallest.name} has rows for another number of tokens, which generate refuses"
     if reason:
         run.skip(f"assisted generation of {backbone.name}", reason)
@@ -72,6 +72,8 @@ def seconds_of(run, backbone: Backbone, test: dict, draftings: dict[str, Draftin
     for corpus, blocks in test.items():
         stem, given["blocks"] = f"06_seconds_{backbone.name.replace('/', '-')}_{corpus}", blocks
         found[corpus] = run.measure_arrays(stem, speed.decoding_seconds, backbone=backbone, draftings=draftings, **given)
+    for way, reason in speed.refused(backbone, assistant).items():
+        run.skip(f"{way} of {backbone.name}", reason)
     return found
 
 

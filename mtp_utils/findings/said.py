@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import torch
 
+from ..backbones.anatomy import position_limit
 from ..backbones.load import Backbone
 from ..heads.heads import Heads
 from ..heads.training import heads_from
@@ -26,7 +27,10 @@ def said_table(backbone: Backbone, ids: list[int], heads: tuple[Heads, ...] = ()
     """
     model, tokens = backbone.model, torch.tensor([ids])
     found, frames = {("ntp", 1): future_log_probs(model, tokens, 1, exact=True)}, []
-    found |= {("marginal", k): future_log_probs(model, tokens, k, **given) for k, given in ASKED.items() if k < len(ids)}
+    vocab, at, limit = found["ntp", 1].log_probs.shape[-1], torch.arange(len(ids))[None], position_limit(model.config)
+    for k, given in ((k, given) for k, given in ASKED.items() if k < len(ids)):
+        asked = {"top_k": min(given["top_k"], vocab), "positions": at + k <= limit}  # a text may fill the model's context
+        found["marginal", k] = future_log_probs(model, tokens, k, **asked)
     said = {name: (f.log_probs[0], f.captured_mass[0], f.certified[0]) for name, f in found.items()}
     with torch.no_grad():
         out = model(tokens.to(model.device), output_hidden_states=True, use_cache=False).hidden_states if heads else ()
@@ -36,8 +40,8 @@ def said_table(backbone: Backbone, ids: list[int], heads: tuple[Heads, ...] = ()
                 nothing = torch.full((len(ids),), torch.nan)
                 said["heads", k] = one.log_probs(k, hidden)[0], nothing, torch.zeros(len(ids))
     for (predictor, k), (log_probs, mass, certified) in said.items():
-        top = log_probs[:-k].exp().topk(TOP)
-        for rank in range(TOP):
+        top = log_probs[:-k].exp().topk(min(TOP, vocab))
+        for rank in range(top.values.shape[-1]):
             frames.append(
                 pd.DataFrame(
                     {

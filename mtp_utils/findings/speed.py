@@ -1,7 +1,9 @@
 """What drafts are worth, measured: which are accepted, and how long decoding takes beside transformers' own ways."""
 
 import functools
+import math
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,14 +12,15 @@ import pandas as pd
 import torch
 from transformers import GenerationConfig
 
-from ..backbones.anatomy import unembeds
+from ..backbones.anatomy import position_limit, unembeds
 from ..backbones.edges import ends_of
 from ..backbones.load import Backbone
 from ..base import ranks
+from ..base.refusals import first_line
 from ..base.runtime import progress, seed_for
+from ..decoding.checks import check_attention
 from ..decoding.decode import draft_and_verify
 from ..decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
-from ..decoding.verify import check_attention
 from ..heads.training import heads_from
 
 ROWS, BYTES = 100, 2**32  # prompts decoded side by side where no time is taken, and what their cache may hold
@@ -43,13 +46,29 @@ class Drafting:
         """The drafter on this backbone."""
         if self.kind == "heads":
             return HeadDrafter(*(heads_from(arm.arrays, backbone, arm.spec) for arm in self.arms))
-        return LookupDrafter(DEPTH) if self.kind == "lookup" else MarginalDrafter(backbone.model, PATH)
+        if self.kind == "lookup":
+            return LookupDrafter(DEPTH)
+        vocab = backbone.model.get_output_embeddings().weight.shape[0]
+        return MarginalDrafter(backbone.model, {k: given | {"top_k": min(given["top_k"], vocab)} for k, given in PATH.items()})
 
 
-def prompts_of(blocks, n: int | None = None) -> tuple[list[str], list[torch.Tensor]]:
-    """(documents, prompts): each document up to its first scored position, where the marginal is measured too."""
+def prompts_of(blocks, n: int | None = None, room: float = math.inf) -> tuple[list[str], list[torch.Tensor]]:
+    """(documents, prompts): each document up to its first scored position, where the marginal is measured too; of longer ones
+    than `room` the last tokens."""
     first = [int(row.nonzero()[0, 0]) for row in blocks.scored[:n]]
-    return list(blocks.documents[:n]), [tokens[: t + 1] for tokens, t in zip(blocks.tokens, first, strict=False)]
+    ends = zip(blocks.tokens, first, strict=False)
+    return list(blocks.documents[:n]), [tokens[t + 1 - int(min(room, t + 1)) : t + 1] for tokens, t in ends]
+
+
+def _fitting(backbone: Backbone, blocks, n_prompts: int, new_tokens: int) -> tuple[list[str], list[torch.Tensor]]:
+    """`prompts_of`, behind which the model has positions for the new tokens. CannotDo where it does not serve drafts there: in
+    every process, also in those that have nothing to do."""
+    room = position_limit(backbone.model.config) - new_tokens
+    documents, prompts = prompts_of(blocks, n_prompts, room)
+    if any(len(prompt) == room for prompt in prompts):
+        warnings.warn(f"{backbone.name} reads {room + new_tokens} tokens: prompts have at most {room}", stacklevel=3)
+    check_attention(backbone.model, max(map(len, prompts)) + new_tokens)
+    return documents, prompts
 
 
 def acceptance_table(
@@ -57,7 +76,7 @@ def acceptance_table(
 ) -> pd.DataFrame:
     """Every pass of draft and verify over the prompts, as `Decoded.passes`, with backbone, corpus and document. Text ends where
     the model ends it (edges.ends_of); tokens are drawn by numbers seeded per document."""
-    documents, prompts = prompts_of(blocks, n_prompts)
+    documents, prompts = _fitting(backbone, blocks, n_prompts, new_tokens)
     config = backbone.model.config.get_text_config()
     per_row = 2 * config.num_hidden_layers * config.hidden_size * (max(map(len, prompts)) + new_tokens) * 4
     size, drafter, found = max(1, min(ROWS, BYTES // per_row)), drafting.on(backbone), []
@@ -85,23 +104,24 @@ def decoding_seconds(
     prompt; `.passes` of the base model, the prompt's among them; `.same`, whether the tokens are those of `generate greedy`.
 
     Ways: `greedy` (draft_and_verify without a drafter, with a KV cache), `draftings`, and transformers' generate, as `generate
-    greedy`, `generate lookup` and, where there is a smaller `assistant`, `generate assistant`. Of ours also what the seconds
-    went into: `.prompt`, `.draft`, `.verify`. Text goes on behind the end of a document, so that all decode as many tokens. on:
-    the machine, in words, whose seconds they are. Of several processes the first one does it while the others wait.
+    greedy`, `generate lookup` and, where there is a smaller `assistant`, `generate assistant`, those that it does not refuse
+    (`refused`). Of ours also what the seconds went into: `.prompt`, `.draft`, `.verify`. Text goes on behind the end of a
+    document, so that all decode as many tokens. on: the machine, in words, whose seconds they are. Of several processes the
+    first one does it while the others wait.
     """
+    _, prompts = _fitting(backbone, blocks, n_prompts, new_tokens)
     alone = ranks.first()
-    return ranks.first_says(_seconds(backbone, blocks, draftings, assistant, n_prompts, new_tokens) if alone else None)
+    return ranks.first_says(_seconds(backbone, blocks.corpus, draftings, assistant, prompts, new_tokens) if alone else None)
 
 
-def _seconds(backbone, blocks, draftings, assistant, n_prompts: int, new_tokens: int) -> dict[str, np.ndarray]:
-    _, prompts = prompts_of(blocks, n_prompts)
+def _seconds(backbone, corpus: str, draftings, assistant, prompts: list, new_tokens: int) -> dict[str, np.ndarray]:
     ways = {"greedy": _ours(backbone, None, new_tokens)}
     ways |= {name: _ours(backbone, drafting, new_tokens) for name, drafting in draftings.items()}
-    ways |= _generates(backbone, assistant, new_tokens)
-    found = {}
-    unembeds(backbone.model), check_attention(backbone.model, max(map(len, prompts)) + new_tokens)  # looks that are taken once
+    left_out, found = refused(backbone, assistant), {}
+    ways |= {name: way for name, way in _generates(backbone, assistant, new_tokens).items() if name not in left_out}
+    unembeds(backbone.model)  # a look that is taken once
     with _endless(backbone, assistant):
-        for prompt in progress([p.to(backbone.model.device) for p in prompts], f"decoding {backbone.name} {blocks.corpus}"):
+        for prompt in progress([p.to(backbone.model.device) for p in prompts], f"decoding {backbone.name} {corpus}"):
             passes, least = {name: _counted(backbone.model, way, prompt) for name, way in ways.items()}, {}
             for _ in range(REPEATS):
                 for name, way in ways.items():
@@ -140,6 +160,20 @@ def _generates(backbone: Backbone, assistant: Backbone | None, new_tokens: int) 
         return {"seconds": time.perf_counter() - started, "tokens": tokens}
 
     return {f"generate {name}": functools.partial(way, given=given) for name, given in options.items()}
+
+
+def refused(backbone: Backbone, assistant: Backbone | None) -> dict[str, str]:
+    """transformers' own ways of greedy decoding that it refuses here, as it does where a cache cannot be rolled back, with its
+    reason: each is tried on a few tokens."""
+    found, prompt = {}, torch.zeros(4, dtype=torch.int64, device=backbone.model.device)
+    with _endless(backbone, assistant):
+        for name, way in _generates(backbone, assistant, DEPTH + 2).items():
+            try:
+                way(prompt)
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                if not isinstance(error, torch.OutOfMemoryError):  # of this moment
+                    found[name] = first_line(error)
+    return found
 
 
 @contextmanager

@@ -123,6 +123,21 @@ def test_heads_of_another_model_or_twice_of_an_offset_are_refused_and_a_long_tex
     assert json.loads(data)["note"] == "The first 5 of 9 tokens." and json.loads(data)["offsets"] == [2, 3, 4, 5]
 
 
+def test_a_text_that_fills_the_models_context_is_shown_and_a_vocabulary_smaller_than_what_is_asked_is_enumerated(monkeypatch):
+    monkeypatch.setattr(said, "ASKED", {2: {"top_k": 64}, 3: {"top_k": 16}, 4: {"top_k": 6}})
+    b = backbone()
+    b.model.config.max_position_embeddings = 8
+    table = said.said_table(b, IDS[:8])
+    for k in (2, 3):
+        right = future_log_probs(tiny_backbone("llama").model, torch.tensor([IDS[:8]]), k, exact=True).log_probs[0]
+        part = table[(table.predictor == "marginal") & (table.offset == k)]
+        assert sorted(part["at"].unique()) == list(range(k, 8)) and np.allclose(part["captured_mass"], 1)
+        for row in part.itertuples():
+            assert np.isclose(row.probability, float(right[row.at - k, row.candidate].exp()), atol=1e-5)
+    data = json.loads(explorer.explore_page(b, "x" * 9).split('id="data">')[1].split("</script>")[0])
+    assert data["note"] == "The first 7 of 9 tokens." and len(data["texts"][0]["ids"]) == 7
+
+
 def test_a_character_cut_into_tokens_is_whole_in_each_of_them():
     found = characters_of([0, 1, 2, 3, 4, 1, 0], Bytes())
     cut = [("\u2603", part, 3) for part in range(3)]

@@ -12,6 +12,7 @@ from scipy import stats
 from tiny_models import tiny_backbone
 
 from mtp_utils.base.records import Arrays
+from mtp_utils.base.refusals import CannotDo
 from mtp_utils.decoding.decode import greedy_decode
 from mtp_utils.decoding.rates import acceptance, mean_acceptance_length
 from mtp_utils.findings import speed, speed_tables
@@ -53,7 +54,7 @@ def test_passes_do_not_depend_on_how_many_rows_are_decoded_together(monkeypatch)
     assert set(found[0]["document"]) == set(blocks.documents)
 
 
-@pytest.mark.parametrize("name", ("gpt_neox", "llama"))
+@pytest.mark.parametrize("name", ("gpt_neox", "llama", "mistral"))
 def test_every_way_decodes_the_same_text_to_its_full_length_and_leaves_the_models_as_they_were(name):
     b, blocks, small = backbone(name), ranks_job.test_blocks(), backbone("gpt_neox")
     before = b.model.generation_config
@@ -83,6 +84,40 @@ def test_an_assistant_that_is_the_model_itself_has_all_its_drafts_accepted():
     found = speed.decoding_seconds(b, blocks, {}, copy.deepcopy(b), 2, 13, "a machine")
     assert (found["generate assistant.same"] == 1).all() and (found["greedy.same"] == 1).all()
     assert (found["generate assistant.passes"] <= 13 / (speed.DEPTH + 1) + 1).all()
+
+
+def test_ways_of_transformers_that_it_refuses_are_left_out_with_its_reason_and_the_others_are_timed():
+    b, blocks, recurrent = backbone("llama"), ranks_job.test_blocks(), backbone("mamba")
+    assert speed.refused(b, None) == {} and speed.refused(b, b) == {}
+    found = speed.refused(recurrent, recurrent)
+    assert set(found) == {"generate lookup", "generate assistant"} and "not supported with stateful models" in min(found.values())
+    why = speed.refused(b, recurrent)
+    assert set(why) == {"generate assistant"} and "\n" not in why["generate assistant"]
+    seconds = speed.decoding_seconds(b, blocks, {}, recurrent, 1, 6, "a machine")
+    ways = [name.removesuffix(".seconds") for name in seconds if name.endswith(".seconds")]
+    assert ways == ["greedy", "generate greedy", "generate lookup"]
+    assert b.model.generation_config.num_assistant_tokens != speed.DEPTH  # as before
+
+
+def test_a_model_that_cannot_verify_drafts_is_refused_before_anything_is_measured(monkeypatch):
+    b, blocks = backbone("mamba"), ranks_job.test_blocks()
+    monkeypatch.setattr(speed, "draft_and_verify", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(speed.ranks, "first", lambda: False)  # in every process, or the others wait for ever
+    for call in (
+        lambda: speed.acceptance_table(b, blocks, Drafting("lookup"), 2, 4),
+        lambda: speed.decoding_seconds(b, blocks, {}, None, 1, 4, "a machine"),
+    ):
+        with pytest.raises(CannotDo, match="cannot be rolled back"):
+            call()
+
+
+def test_prompts_are_shortened_where_the_model_has_no_positions_left_for_new_tokens_and_that_is_said():
+    b, blocks = backbone(), ranks_job.test_blocks()
+    b.model.config.max_position_embeddings = 7  # prompts are of five tokens
+    with pytest.warns(UserWarning, match="reads 7 tokens: prompts have at most 3"):
+        table = speed.acceptance_table(b, blocks, Drafting("marginal"), 2, 4)
+    assert set(table["document"]) == {"d0", "d1"}
+    assert [x.tolist() for x in speed.prompts_of(blocks, 2, 3)[1]] == [x[2:].tolist() for x in speed.prompts_of(blocks, 2)[1]]
 
 
 def test_rates_are_ratios_of_sums_and_their_intervals_those_of_drawn_documents():
