@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ..backbones.anatomy import position_limit
-from ..base.refusals import require
+from ..base.refusals import CannotDo, require
 from ..marginal.expansion import precise
 from ..marginal.rows import undisturbed
 from .verify import Prefix, check_attention, tree_of
@@ -203,5 +203,5 @@ def _rows(model, ids, max_new_tokens: int, mask: torch.Tensor | None = None) -> 
     require(longest + max_new_tokens <= limit, f"{asked} are more than the model's {limit} positions: shorten either")
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     slides = window and longest + max_new_tokens > window and (kinds is None or any("sliding" in kind for kind in kinds))
-    require(not slides, f"{asked} are more than the {window} tokens that the model's attention reaches: not supported")
+    require(not slides, f"{asked} are more than the {window} tokens that the model's attention reaches: not supported", CannotDo)
     return [x.to(model.device) for x in ids]

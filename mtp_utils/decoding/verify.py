@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from ..backbones.anatomy import position_limit, unembed, unembeds
-from ..base.refusals import first_line, require
+from ..base.refusals import CannotDo, first_line, require
 from ..marginal.reference import TOLERANCE, active_lengths, gap
 
 
@@ -89,7 +89,7 @@ _heard: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 
 
 def check_attention(model, longest: int) -> None:
-    """ValueError where passes over trees in rows of different lengths are not what full re-runs say, on this very model. Looked
+    """CannotDo where passes over trees in rows of different lengths are not what full re-runs say, on this very model. Looked
     at once for each set of lengths (windows, chunks) below `longest` that its configuration names, on texts beyond them."""
     config = model.config.get_text_config()
     lengths = active_lengths(config.to_dict(), longest)
@@ -104,7 +104,8 @@ def check_attention(model, longest: int) -> None:
             raise
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
             known[name] = first_line(error)
-    require(not known[name], f"{type(model).__name__}: its attention does not serve drafts ({known[name]}): decode with generate")
+    why = f"{type(model).__name__}: its attention does not serve drafts ({known[name]}): decode with generate"
+    require(not known[name], why, CannotDo)
 
 
 def _heard_wrong(model, length: int) -> str:
