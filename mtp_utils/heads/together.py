@@ -118,7 +118,7 @@ def with_lora(model, rank: int, seed: int):
         try:
             return get_peft_model(model, config)
         except ValueError as error:  # peft refuses some architectures
-            raise CannotDo(first_line(error)) from error
+            raise CannotDo(f"no adapters for {type(model).__name__} ({first_line(error)})") from error
 
 
 def joint_losses(together: Together, features: FrozenFeatures, rows, how: Joint, backward=None) -> list[float]:
