@@ -8,17 +8,19 @@ import weakref
 import torch
 from transformers import PreTrainedModel
 
+from ..base.refusals import CannotDo
+
 BEHIND_PADDING = ("roberta", "camembert", "data2vec-text", "xmod")  # kinds whose positions begin behind the padding's index
 
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
     """The norm between the last layer and the LM head, which `hidden_states[-1]` has already been through.
 
-    Raises ValueError where the last module of the decoder outside its layers is no norm.
+    Raises CannotDo where the last module of the decoder outside its layers is no norm.
     """
     outside = [(n, m) for n, m in model.base_model.named_modules() if "Norm" in type(m).__name__ and not re.search(r"\.\d+\.", n)]
     if not outside:
-        raise ValueError(f"{type(model).__name__} has no norm after its last layer")
+        raise CannotDo(f"{type(model).__name__} has no norm after its last layer")
     return outside[-1][1]
 
 

@@ -29,6 +29,7 @@ CHANGES = {  # what would change a verdict
     "C4": "longer joint training, or a larger backbone (notebook 05 draws the gap against the budget).",
 }
 VERDICT_COLUMNS = ("claim", "contrast", "effect", "ci_low", "ci_high", "seeds", "n", "verdict", "text")
+UNTESTED = "not tested"  # the verdict on a claim that could not be judged; `text` says why
 EXPLORER = "explorer.html"
 KINDS = ("png", "svg", "csv", "json")
 
@@ -88,7 +89,8 @@ def scorecard(verdicts: pd.DataFrame, profile: str) -> str:
         if not rows:
             untested = "smoke profile: no verdicts" if profile.startswith("smoke") else "not yet tested"
             lines.append(f"| **{claim}** {words} | | | | | {untested} |")
-        notes += [f"- **{claim}**, {row['verdict']}. {row['text']} What would change it: {CHANGES[claim]}" for row in rows]
+        judged = [row for row in rows if row["verdict"] != UNTESTED]
+        notes += [f"- **{claim}**, {row['verdict']}. {row['text']} What would change it: {CHANGES[claim]}" for row in judged]
     parts = [f"# Scorecard\n\nProfile {profile}; the paper's claims, in our words.", "\n".join(lines), "\n".join(notes)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -104,5 +106,7 @@ def unfinished(profile: str) -> list[str]:
 
 
 def _row(claim: str, row: dict) -> str:
+    if row["verdict"] == UNTESTED:
+        return f"| {claim} | | | | | {UNTESTED}: {row['text']} |"
     effect = f"{row['effect']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
     return f"| {claim} | {row['contrast']} | {effect} | {row['seeds']} | {row['n']} | {row['verdict']} |"

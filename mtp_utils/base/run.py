@@ -1,16 +1,21 @@
 """One notebook's run: measure, draw, judge, finish. Torch stays out, so that redrawing needs no model."""
 
+import contextlib
 import dataclasses
 import io
+import math
 import os
 import re
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pandas as pd
 
 from . import artifacts, files, paths, ranks, records
 from .profiles import Profile
+from .refusals import CannotDo
 
 SHORTEST_ALT = 40  # characters; less than that describes no figure
 
@@ -79,6 +84,46 @@ class Run:
         """Say that a part is left out, and why: here, and in the table at the end of the run."""
         self._skipped.append(f"{what}: {reason}")
         print(f"skipped: {what}: {reason}")
+
+    @contextlib.contextmanager
+    def left_out(self, what: str) -> Iterator[None]:
+        """Inside, a CannotDo ends what is inside and no more: it is skipped, with the refusal as the reason."""
+        try:
+            yield
+        except CannotDo as refusal:
+            self.skip(what, str(refusal))
+
+    def able(self, what: str, backbones: dict, ask: Callable, *given) -> dict:
+        """Those of the backbones for which `ask(backbone, *given)` raises no CannotDo; of the others `what` is skipped.
+
+        Asked once, before anything is measured: cells behind it work on those that it returns. None of them: `run.end`.
+        """
+        found = {}
+        for name, backbone in backbones.items():
+            with self.left_out(f"{what} of {name}"):
+                ask(backbone, *given)
+                found[name] = backbone
+        return found
+
+    def end(self, reason: str, untested: tuple[str, ...] = ()) -> NoReturn:
+        """Finish here: nothing further down can be done, and those claims stay untested, for this reason.
+
+        A SystemExit of 0 is what papermill takes for a notebook's proper end, and what stops "run all" in JupyterLab.
+        """
+        for claim in untested:
+            self.untested(claim, reason)
+        self.skip("the rest of the notebook", reason)
+        self.finish()
+        print(f"{self.notebook} ends here; the SystemExit is its proper end")
+        warnings.filterwarnings("ignore", "To exit: use")  # a notebook has no shell to leave
+        raise SystemExit(0)
+
+    def untested(self, claim: str, reason: str) -> None:
+        """Skip a claim's verdict; the scorecard shows the reason in its place."""
+        self.skip(f"verdict {claim}", reason)
+        if self.profile.judges:
+            nothing = dict.fromkeys(artifacts.VERDICT_COLUMNS, "") | dict.fromkeys(("effect", "ci_low", "ci_high"), math.nan)
+            self._verdicts.append(nothing | {"claim": claim, "n": 0, "verdict": artifacts.UNTESTED, "text": reason})
 
     def verdict(self, verdict) -> str:
         """Keep a claim's verdict for the scorecard, and return the sentence that says it.

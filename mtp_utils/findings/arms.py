@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..base.records import Arrays
+from ..base.refusals import CannotDo, require
 from ..heads import training
 from ..heads.features import FrozenFeatures
 from ..heads.heads import Heads
@@ -106,6 +107,35 @@ def bench_of(run, backbone, test: dict, *, tokens: int | None = None, layers=Non
 def depth_of(backbone) -> tuple[int, ...]:
     """The numbers of a backbone's hidden_states: 0 the embeddings, the last one after the final norm."""
     return tuple(range(backbone.model.config.get_text_config().num_hidden_layers + 1))
+
+
+@torch.no_grad()
+def try_states(backbone) -> None:
+    """CannotDo where a backbone's layers do not all hold states of one width (batch, T, d), which FrozenFeatures keeps."""
+    model = backbone.model
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    hidden = model.base_model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    found = {tuple(h.shape[2:]) for h in hidden or ()}
+    wanted, shown = (model.config.get_text_config().hidden_size,), len(hidden or ())
+    alike = found == {wanted} and shown == len(depth_of(backbone))
+    what = f"{type(model).__name__} shows {shown} states of sizes {sorted(found)}"
+    require(alike, f"{what}, not {len(depth_of(backbone))} of size {wanted}", CannotDo)
+
+
+def try_heads(backbone) -> None:
+    """CannotDo where heads on a backbone would be wrong: on its last layer, or on the others."""
+    try_states(backbone)
+    for features in ("last", "mix"):
+        Heads(backbone, HeadSpec("residual", features))
+
+
+def able_arms(run, bench: Bench, specs: list[HeadSpec]) -> list[Arm]:
+    """The kinds of heads of those specs that the backbone can have, tuned; the others are skipped."""
+    found = []
+    for spec in specs:
+        with run.left_out(f"{kind_of(spec.kind, spec.features)} heads of {bench.backbone.name}"):
+            found.append(tuned_arm(run, bench, spec))
+    return found
 
 
 def layers_of(backbone, spec: HeadSpec) -> tuple[int, ...]:

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..backbones.anatomy import position_limit
 from ..backbones.load import Backbone
+from ..decoding.decode import draft_and_verify
+from ..decoding.drafters import LookupDrafter
 from . import arms, frozen_heads, gaps, metrics, speed, speed_tables
 from .speed import Drafting
 
+TREE = (3, 2, 1)  # candidates for offset 2, 3, 4
 SPEEDS = ["greedy_ratio", "generate_greedy_ratio", "passes_a_token", "same"]
 DRAFTS_OF = {  # a way of decoding -> the drafter whose acceptance predicts its speed
     "heads, chain": "frozen heads",
@@ -38,6 +42,22 @@ class DraftingHeads:
         """The kind that is best at offset 2 on validation, with a head for every offset up to the horizon."""
         best = arms.best_at(2, self.grid)
         return (best, *frozen_heads.for_offsets(run, self.bench, best, run.profile.horizon))
+
+
+def try_drafts(backbone: Backbone, test: dict, new_tokens: int) -> None:
+    """CannotDo where a backbone cannot verify drafts behind the longest of the prompts that it has positions for: it is tried."""
+    room = position_limit(backbone.model.config) - new_tokens
+    longest = max((prompt for blocks in test.values() for prompt in speed.prompts_of(blocks)[1]), key=len)
+    draft_and_verify(backbone.model, LookupDrafter(speed.DEPTH), longest[: int(min(room, len(longest)))], new_tokens)
+
+
+def ways_to_draft(heads: DraftingHeads | None) -> dict[str, Drafting]:
+    """Drafter -> how it drafts, of those that every backbone is asked for; without heads prompt lookup alone."""
+    lookup = {"prompt lookup": Drafting("lookup")}
+    if heads is None:
+        return lookup
+    chain, tree = (Drafting("heads", heads.residual, widths) for widths in (None, TREE))
+    return {"frozen heads": chain, **lookup, "frozen heads, tree": tree}
 
 
 def passes_of(

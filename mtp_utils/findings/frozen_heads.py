@@ -17,7 +17,7 @@ def grid_arms(run, bench: arms.Bench) -> list[arms.Arm]:
     read = (1, 2, 3, 4) if bench.backbone.name in run.profile.last_rungs else (2,)  # notebook 03's probes, where it has some
     single = layer_readings.best_layer(layer_readings.probe_arms(run, bench, read), 2)
     specs = [HeadSpec(kind, single if f == "single" else f, offsets=run.profile.grid_offsets) for kind, f in run.profile.grid]
-    return [arms.tuned_arm(run, bench, spec) for spec in specs]
+    return arms.able_arms(run, bench, specs)
 
 
 def for_offsets(run, bench: arms.Bench, arm: arms.Arm, last: int) -> list[arms.Arm]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from ..backbones.load import Backbone
+from ..backbones.load import Backbone, load_backbone
 from ..base import ranks
 from ..base.keys import fingerprint
 from ..base.records import Arrays
+from ..base.refusals import CannotDo, require
 from ..base.runtime import choose_dtype
 from ..heads import joint
 from ..heads.spec import HeadSpec
@@ -71,7 +72,7 @@ class Study:
         """Of the three kinds of heads on the last layer the best at offset 2 on validation."""
         bench = arms.bench_of(run, base, test)
         kinds = [HeadSpec(kind, offsets=run.profile.grid_offsets) for kind in ("linear", "residual", "block")]
-        best = arms.best_at(2, [arms.tuned_arm(run, bench, spec) for spec in kinds])
+        best = arms.best_at(2, arms.able_arms(run, bench, kinds))
         spec = replace(best.spec, offsets=(2,))
         longer = arms.bench_of(run, base, test, tokens=run.profile.deciding_tokens, layers=arms.layers_of(base, spec))
         return cls(run, test, longer, spec, best.rate(2))
@@ -133,6 +134,18 @@ class Study:
         scores, losses = (pd.concat(frames, ignore_index=True) for frames in zip(*found, strict=True))
         losses = losses.groupby(["arm", "corpus", "document", "position"], sort=False)["cross_entropy"].mean().reset_index()
         return scores, losses
+
+
+def base_of(run) -> Backbone | None:
+    """The backbone to be trained together with heads: the profile's, else the largest that can be; None if none can."""
+    for name in [run.profile.joint] if run.profile.joint else reversed(run.profile.backbones):
+        with run.left_out(f"joint training of {name}"):
+            backbone = load_backbone(name)
+            devices = set(getattr(backbone.model, "hf_device_map", {}).values())
+            require(len(devices) < 2, "it lies on several devices: it can be measured, but not trained", CannotDo)
+            arms.try_heads(backbone)
+            return backbone
+    return None
 
 
 def joint_arm(run, bench: arms.Bench, spec: HeadSpec | None, how: Joint) -> Trained:

@@ -17,6 +17,7 @@ from torch import nn
 from ..backbones.anatomy import unembed, unembeds
 from ..backbones.load import Backbone
 from ..base.files import file_digest, sha256, write_atomic, write_json
+from ..base.refusals import CannotDo
 from .parts import Block, features_of, trunk_of
 from .spec import HeadSpec
 
@@ -40,7 +41,7 @@ class Heads(nn.Module):
         one = n if spec.features == "last" else spec.features
         self.layers = tuple(range(n + 1)) if spec.features in ("mix", "concat") else (one,)
         if not unembeds(model):
-            raise ValueError(f"{type(model).__name__} does more than its LM head to its last state: heads on it would be wrong")
+            raise CannotDo(f"{type(model).__name__} does more than its LM head to its last state: heads on it would be wrong")
         self._model = (model,)  # in a tuple, so that its tensors are not ours
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

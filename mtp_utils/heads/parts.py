@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModel
 
 from ..backbones.anatomy import final_norm
+from ..base.refusals import CannotDo, first_line
 from .spec import HeadSpec
 
 LARGEST_MAP = 8192  # vocabulary up to which a head of kind next_token is built: it holds vocabulary^2 weights an offset
@@ -84,7 +85,7 @@ class Block(nn.Module):
         super().__init__()
         config = copy.deepcopy(model.config.get_text_config())
         config.num_hidden_layers = layers
-        if getattr(config, "layer_types", None):
+        if vars(config).get("layer_types"):  # of some kinds it follows from the number of layers
             config.layer_types = config.layer_types[-layers:]
         self.decoder = AutoModel.from_config(config, dtype=torch.float32)
         theirs = {n: x for n, x in model.base_model.state_dict().items() if not re.search(r"\.\d+\.", n)}
@@ -135,10 +136,13 @@ def trunk_of(model, spec: HeadSpec) -> nn.Module:
     config = model.config.get_text_config()
     width, vocabulary = config.hidden_size, model.get_output_embeddings().weight.shape[0]
     if spec.kind == "block":
-        return Block(model, spec.layers)
+        try:
+            return Block(model, spec.layers)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CannotDo(f"no layer of {type(model).__name__} can be made by itself ({first_line(error)})") from error
     if spec.kind == "next_token":
         if vocabulary > LARGEST_MAP:
-            raise ValueError(f"kind='next_token' holds vocabulary^2 weights; {vocabulary} is above {LARGEST_MAP}")
+            raise CannotDo(f"kind='next_token' holds vocabulary^2 weights; {vocabulary} is above {LARGEST_MAP}")
         return NextTokenMap(model, vocabulary)
     if spec.kind == "residual":
         return nn.Sequential(*(Residual(width) for _ in range(spec.layers)))

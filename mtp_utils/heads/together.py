@@ -15,6 +15,7 @@ from ..backbones import sharded
 from ..backbones.anatomy import unembed
 from ..backbones.load import Backbone
 from ..base import ranks
+from ..base.refusals import CannotDo, first_line
 from ..text.offsets import labels_at, predictions_at
 from .features import FrozenFeatures
 from .heads import Heads
@@ -54,7 +55,7 @@ class Together:
 
     def __init__(self, backbone: Backbone, spec: HeadSpec | None, how: Joint, shared: bool = False):
         if len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1:
-            raise ValueError(f"{backbone.name} lies on several devices: it can be measured, but not trained")
+            raise CannotDo(f"{backbone.name} lies on several devices: it can be measured, but not trained")
         model = copy.deepcopy(backbone.model).requires_grad_(False)
         self.backbone, self.best = dataclasses.replace(backbone, model=model), {}
         self.heads = Heads(self.backbone, spec, how.seed).float() if spec else None
@@ -114,7 +115,10 @@ def with_lora(model, rank: int, seed: int):
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:  # peft refuses some architectures
+            raise CannotDo(f"no adapters for {type(model).__name__} ({first_line(error)})") from error
 
 
 def joint_losses(together: Together, features: FrozenFeatures, rows, how: Joint, backward=None) -> list[float]:

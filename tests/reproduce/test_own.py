@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base import paths, profiles
@@ -190,18 +190,30 @@ def test_a_large_vocabulary_is_not_summed_over_whole(monkeypatch):
     assert stored.estimators_of(b)[2] == stored.BEYOND
 
 
-def test_a_notebook_runs_on_them_and_says_what_it_left_out(folder, tmp_path):
-    command = [sys.executable, "-m", "mtp_utils.reproduce", "smoke", "--only", "02"]
-    command += ["--backbone", str(folder / "gpt2 ä"), str(folder / "llama"), "--text", str(folder / "my text.txt")]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=paths.ROOT,
-        env=os.environ | {"MTP_BUILD": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-    )
+def run_on(folder, build, notebook: str, *names: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mtp_utils.reproduce", "smoke", "--only", notebook]
+    command += ["--backbone", *(str(folder / name) for name in names), "--text", str(folder / "my text.txt")]
+    environment = os.environ | {"MTP_BUILD": str(build), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, env=environment)
     assert done.returncode == 0, done.stderr + done.stdout
+    return done
+
+
+def test_a_notebook_runs_on_them_and_says_what_it_left_out(folder, tmp_path):
+    done = run_on(folder, tmp_path, "02", "gpt2 ä", "llama")
     assert "02 left out dose-response" in done.stdout and "02 left out verdict C2 (size)" in done.stdout
     (made,) = tmp_path.glob("smoke+llama-*/figures")
     table = (made / "02_size.csv").read_text(encoding="utf-8")
     assert "own/gpt2 ä" in table and "text" in table and str(folder) not in table
+
+
+def test_a_notebook_about_heads_ends_in_order_on_a_backbone_that_can_have_none(folder, tmp_path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "word_embed_proj_dim": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 24}
+    OPTForCausalLM(OPTConfig(**shape, do_layer_norm_before=False, **SHAPE)).save_pretrained(folder / "narrow")
+    load_backbone("ladder/w16", device="cpu").tokenizer.save_pretrained(folder / "narrow")
+    done = run_on(folder, tmp_path, "04", "narrow")
+    for line in ("frozen heads of own/narrow: OPTForCausalLM shows", "verdict C3a: no backbone", "the rest of the notebook: no"):
+        assert f"04 left out {line}" in done.stdout
+    (made,) = tmp_path.glob("smoke+*")
+    assert (made / "notebooks" / "04_frozen_heads.ipynb").is_file() and not list((made / "figures").glob("04_*"))
