@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..base import fetch, paths, ranks
 from ..base.files import file_digest
 from ..base.profiles import own_of
 from ..base.runtime import choose_device, choose_dtype
+from .wrapped import plain, text_parameters
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 PREFIX = "ladder/"
@@ -21,9 +29,10 @@ OWN = "own/"  # and the directory's name: one of those that reproduce.sh --backb
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained decoder and where it comes from. `n_params` leaves out embedding and unembedding; `n_params_total`
-    has them. `fingerprint` is of the weights' and the configuration's files, or the hub's commit, and ends in the dtype where
-    that is not float32; `revision` is None for local ones."""
+    """A pretrained decoder and where it comes from. `model` is taken out of what it is wrapped in (peft's, a compiler's).
+    `n_params` leaves out embedding and unembedding; `n_params_total` has them; what only images go through is in neither.
+    `fingerprint` is of the weights' and the configuration's files, or the hub's commit, and ends in the dtype where that is not
+    float32; `revision` is None for local ones."""
 
     name: str
     model: PreTrainedModel
@@ -33,6 +42,9 @@ class Backbone:
     revision: str | None
     fingerprint: str
     card: dict
+
+    def __post_init__(self):
+        object.__setattr__(self, "model", plain(self.model))
 
 
 def available_backbones() -> list[str]:
@@ -60,12 +72,13 @@ def load_backbone(
         raise ValueError(f"{name} does not fit into one device beside what is computed with it: start one process, not several")
     try:
         where = {"device_map": "auto"} if spread else {}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **where, **LOCAL)
+        loader = loader_of(AutoConfig.from_pretrained(folder, **LOCAL))
+        model = loader.from_pretrained(folder, dtype=dtype, use_safetensors=True, **where, **LOCAL)
         tokenizer = _tokenizer(folder, source)
     except (OSError, ValueError) as error:
         raise ValueError(_explain(name, source, error)) from error
     model = (model if spread else model.to(device)).eval().requires_grad_(False)
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in text_parameters(model).values())
     embeddings = {
         id(p): p.numel()
         for e in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -77,6 +90,12 @@ def load_backbone(
     fingerprint += "" if dtype == torch.float32 else f" {dtype}"
     card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if source == "ladder" else {}
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
+
+
+def loader_of(config):
+    """The class of transformers that loads a model of this configuration, to be given a text alone."""
+    known = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    return next((loader for loader in known if type(config) in loader._model_mapping), AutoModelForCausalLM)
 
 
 def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from ..base.refusals import first_line, require
@@ -40,7 +39,7 @@ def look(name: str, needed: int) -> list[str]:
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | load.LOCAL
     try:
         with _quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model, info = load.loader_of(config).from_pretrained(folder, **options)
     except Exception as error:  # a dozen classes, of as many libraries
         raise ValueError(f"{name} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):

@@ -57,7 +57,7 @@ def passes_of(
 def assistant_for(run, backbone: Backbone, smallest: Backbone) -> Backbone | None:
     """The smallest rung as an assistant for transformers' assisted generation, or None, which is said, where it cannot be one."""
     reason = "no backbone is smaller, which would have to assist" if backbone.name == smallest.name else None
-    if smallest.model.config.vocab_size != backbone.model.config.vocab_size:
+    if smallest.model.config.get_text_config().vocab_size != backbone.model.config.get_text_config().vocab_size:
         reason = f"{smallest.name} has rows for another number of tokens, which generate refuses"
     if reason:
         run.skip(f"assisted generation of {backbone.name}", reason)

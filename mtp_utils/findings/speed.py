@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 from transformers import GenerationConfig
 
+from ..backbones import sharded
 from ..backbones.anatomy import unembeds
 from ..backbones.load import Backbone
+from ..backbones.wrapped import decoder
 from ..base import ranks
 from ..base.runtime import progress, seed_for
 from ..decoding.decode import draft_and_verify
@@ -160,7 +162,7 @@ def _endless(*backbones: Backbone | None):
 
 def _counted(model, way, prompt: torch.Tensor) -> int:
     """Forward passes of the base model in one decoding, the prompt's among them."""
-    calls, module = [], model.base_model
+    calls, module = [], next(iter(sharded.layers_of(model)), decoder(model))
     hook = module.register_forward_pre_hook(lambda *_: calls.append(1))
     try:
         way(prompt)
