@@ -7,7 +7,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..base import fetch, paths, ranks
 from ..base.files import file_digest, gguf_name, gguf_of, read_json
@@ -17,6 +24,7 @@ from ..base.runtime import choose_device, choose_dtype
 from ..text.tokens import front_measures, vocabulary_of
 from . import edges, gguf, index
 from .anatomy import crop_vocabulary
+from .wrapped import plain, text_parameters
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 PREFIX = "ladder/"
@@ -26,10 +34,11 @@ OWN = "own/"  # and the directory's name: one of those that reproduce.sh --backb
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained decoder and where it comes from. `n_params` leaves out embedding and unembedding; `n_params_total` has them,
-    with the rows beyond the tokenizer's tokens, which `model` has no more. `fingerprint` is of the weights' and the
-    configuration's files, or the hub's commit, or of a GGUF file with the type of its weights, and ends in the dtype where that
-    is not float32; `revision` is None for local ones."""
+    """A pretrained decoder and where it comes from. `model` is taken out of what it is wrapped in (peft's, a compiler's).
+    `n_params` leaves out embedding and unembedding; `n_params_total` has them, with the rows beyond the tokenizer's tokens, which
+    `model` has no more; what only images go through is in neither. `fingerprint` is of the weights' and the configuration's
+    files, or the hub's commit, or of a GGUF file with the type of its weights, and ends in the dtype where that is not float32;
+    `revision` is None for local ones."""
 
     name: str
     model: PreTrainedModel
@@ -39,6 +48,9 @@ class Backbone:
     revision: str | None
     fingerprint: str
     card: dict
+
+    def __post_init__(self):
+        object.__setattr__(self, "model", plain(self.model))
 
 
 def available_backbones() -> dict[str, str]:
@@ -74,13 +86,13 @@ def load_backbone(
     try:
         options = {"device_map": "auto"} if spread else {}
         options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | LOCAL
-        model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+        model, info = loader_of(AutoConfig.from_pretrained(folder, **LOCAL)).from_pretrained(folder, **options)
         tokenizer = _tokenizer(folder, source)
     except Exception as error:  # a dozen classes, of as many libraries
         raise ValueError(_explain(name, source, error)) from error
     refuse_missing(name, info)
     model = (model if spread else model.to(device)).eval().requires_grad_(False)
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(p.numel() for p in text_parameters(model).values())
     embeddings = {
         id(p): p.numel()
         for e in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -101,6 +113,12 @@ def refuse_missing(name: str, info: dict) -> None:
     """ValueError where the files of a model (its loading info) lack weights of it."""
     drawn, missing = "they would be drawn at random, others in every process", sorted(info["missing_keys"])
     require(not missing, f"{name}: {len(missing)} weights are in none of its files, {(missing or '.')[0]} among them; {drawn}")
+
+
+def loader_of(config):
+    """The class of transformers that loads a model of this configuration, to be given a text alone."""
+    known = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    return next((loader for loader in known if type(config) in loader._model_mapping), AutoModelForCausalLM)
 
 
 def too_large(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from ..base.refusals import first_line, require
 from ..base.runtime import choose_device, choose_dtype
@@ -46,7 +45,7 @@ def look(name: str, needed: int, seen: Callable = lambda tokenizer, model: None)
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | load.LOCAL
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model, info = load.loader_of(config).from_pretrained(folder, **options)
     except Exception as error:  # a dozen classes, of as many libraries
         raise ValueError(f"{name} cannot be loaded: {first_line(error)}") from error
     load.refuse_missing(name, info)

@@ -13,6 +13,8 @@ import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..base import ranks
+from ..base.refusals import CannotDo
+from .wrapped import decoder
 
 
 def asked() -> bool:
@@ -23,14 +25,14 @@ def asked() -> bool:
 def shard(root: torch.nn.Module, model) -> None:
     """Each process keeps its share of every decoder layer of a transformers model, in float32; a layer is whole only while it is
     computed, by calling `root`, a module around the decoder: transformers knows its own by their class, which FSDP2 changes.
-    RuntimeError where it is not FSDP2 that was asked for, or where the layers are not found."""
+    RuntimeError where it is not FSDP2 that was asked for, CannotDo where the layers are not found."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     if os.environ.get("FSDP_VERSION") != "2":
         raise RuntimeError(f"FSDP_VERSION={os.environ.get('FSDP_VERSION')}: only FSDP2 is used, see accelerate/fsdp2.yaml")
     if not layers_of(model):
-        raise RuntimeError(f"{type(model).__name__} has no list of its layers, so they cannot be shared out")
+        raise CannotDo(f"{type(model).__name__} has no list of its layers, so they cannot be shared out")
     gc.collect()  # what was shared out before is in cycles
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing here writes into one
     ranks.meet()
@@ -43,7 +45,7 @@ def shard(root: torch.nn.Module, model) -> None:
 def layers_of(model) -> torch.nn.ModuleList:
     """The decoder layers of a transformers model; none where there is no one list of them."""
     n = model.config.get_text_config().num_hidden_layers
-    found = [m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n]
+    found = [m for m in decoder(model).modules() if isinstance(m, torch.nn.ModuleList) and len(m) == n]
     return found[0] if found else torch.nn.ModuleList()
 
 

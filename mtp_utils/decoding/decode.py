@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from ..backbones.anatomy import position_limit
+from ..backbones.wrapped import plain
 from ..base.refusals import require
 from ..marginal.expansion import precise
 from ..marginal.rows import undisturbed
@@ -41,6 +42,7 @@ class Decoded:
 def greedy_decode(model, ids: torch.Tensor, max_new_tokens: int, eos_token_id=None) -> torch.Tensor:
     """The most likely token, one after the other, without a cache: slow and obvious. ids (seq,); returns the new ones (n,).
     eos_token_id as in `draft_and_verify`."""
+    model = plain(model)
     (ids,) = _rows(model, ids, max_new_tokens)
     new, ends = [], _ends(eos_token_id)
     with undisturbed(model):
@@ -84,6 +86,7 @@ def draft_and_verify(
         CannotDo: a model whose attention does not hear masks and positions, or whose cache cannot be rolled back (a small
             check finds out, once).
     """
+    model = plain(model)
     rows = _rows(model, ids, max_new_tokens, attention_mask)
     depth = drafter.depth if drafter else 0
     widths = (1,) * depth if widths is None else tuple(widths) if isinstance(widths, (tuple, list)) else (widths,)
@@ -91,7 +94,8 @@ def draft_and_verify(
     vocab = model.get_input_embeddings().num_embeddings
     require(all(isinstance(w, int) and 1 <= w <= vocab for w in widths), f"widths={widths} must be integers in [1, {vocab}]")
     theirs = getattr(drafter, "model", None)
-    require(theirs is None or theirs is model, "the drafter is of another model than the one that verifies (heads: load_heads)")
+    other = "the drafter is of another model than the one that verifies (heads: load_heads)"
+    require(theirs is None or plain(theirs) is model, other)
     ends = _ends(eos_token_id)
     require(temperature >= 0, f"temperature={temperature} must be >= 0")
     seeds = seed if isinstance(seed, list) else [[seed, i] for i in range(len(rows))]

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from ..backbones.anatomy import position_limit, unembed, unembeds
+from ..backbones.wrapped import decoder
 
 
 def layer_windows(config) -> dict[str, int | None]:
@@ -27,7 +28,7 @@ class Prefix:
     def __init__(self, model, rows: list[torch.Tensor], layers: tuple[int, ...], reads_all: bool = False):
         self.model, self.layers, self.cache = model, layers, DynamicCache()
         config = model.config.get_text_config()
-        self.split, last = model.base_model is not model and unembeds(model), (config.num_hidden_layers,)
+        self.split, last = unembeds(model), (config.num_hidden_layers,)
         self.inner = bool(layers) and (not self.split or layers != last)  # whether other states than the last are read
         self.limit, self.windows = position_limit(config), layer_windows(config)
         self.length = [len(row) for row in rows]
@@ -49,7 +50,7 @@ class Prefix:
 
     def _run(self, ids: torch.Tensor, **where) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """(rows, n, d) before the LM head, or (rows, n, vocab) where it cannot be run apart; (rows, n, d) of each layer."""
-        run = self.model.base_model if self.split else self.model
+        run = decoder(self.model) if self.split else self.model
         out = run(input_ids=ids, past_key_values=self.cache, use_cache=True, output_hidden_states=self.inner, **where)
         last = (out.last_hidden_state if self.split else out.logits).to(ids.device)
         if not self.inner:

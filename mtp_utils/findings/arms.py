@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ..backbones.anatomy import finish_of
 from ..base.records import Arrays
 from ..base.refusals import CannotDo, require
 from ..heads import training
@@ -109,17 +110,10 @@ def depth_of(backbone) -> tuple[int, ...]:
     return tuple(range(backbone.model.config.get_text_config().num_hidden_layers + 1))
 
 
-@torch.no_grad()
 def try_states(backbone) -> None:
     """CannotDo where a backbone's layers do not all hold states of one width (batch, T, d), which FrozenFeatures keeps."""
-    model = backbone.model
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
-    hidden = model.base_model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-    found = {tuple(h.shape[2:]) for h in hidden or ()}
-    wanted, shown = (model.config.get_text_config().hidden_size,), len(hidden or ())
-    alike = found == {wanted} and shown == len(depth_of(backbone))
-    what = f"{type(model).__name__} shows {shown} states of sizes {sorted(found)}"
-    require(alike, f"{what}, not {len(depth_of(backbone))} of size {wanted}", CannotDo)
+    how = finish_of(backbone.model)
+    require(not how.uneven, f"{type(backbone.model).__name__} {how.uneven}", CannotDo)
 
 
 def try_heads(backbone) -> None:

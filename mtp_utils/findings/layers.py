@@ -6,7 +6,6 @@ import hashlib
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from ..backbones.load import Backbone
 from ..heads.features import FrozenFeatures, state_array
@@ -28,7 +27,7 @@ def untrained(backbone: Backbone) -> Backbone:
     """A backbone of the same shape and tokenizer with random weights: what the architecture alone gives a probe."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(backbone.model.config, dtype=torch.float32)
+        model = type(backbone.model)._from_config(backbone.model.config, dtype=torch.float32)
     model = model.to(backbone.model.device).eval().requires_grad_(False)
     digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()
     return dataclasses.replace(backbone, name=f"untrained/{backbone.name}", model=model, fingerprint=digest, revision=None)

@@ -12,9 +12,11 @@ import pandas as pd
 import torch
 from transformers import GenerationConfig
 
+from ..backbones import sharded
 from ..backbones.anatomy import position_limit, unembeds
 from ..backbones.edges import ends_of
 from ..backbones.load import Backbone
+from ..backbones.wrapped import decoder
 from ..base import ranks
 from ..base.refusals import first_line
 from ..base.runtime import progress, seed_for
@@ -194,7 +196,7 @@ def _endless(*backbones: Backbone | None):
 
 def _counted(model, way, prompt: torch.Tensor) -> int:
     """Forward passes of the base model in one decoding, the prompt's among them."""
-    calls, module = [], model.base_model
+    calls, module = [], next(iter(sharded.layers_of(model)), decoder(model))
     hook = module.register_forward_pre_hook(lambda *_: calls.append(1))
     try:
         way(prompt)

@@ -10,7 +10,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ..backbones.anatomy import finish_of, require_states
 from ..backbones.load import Backbone
+from ..backbones.wrapped import decoder
 from ..base import paths, ranks
 from ..base.runtime import progress, seed_for
 from ..marginal.expansion import children
@@ -27,7 +29,7 @@ class FrozenFeatures:
     """The hidden states of `backbone` at `layers` on token blocks, float16 (float32 where a value does not fit).
 
     tokens: (blocks, T) int64 without padding. layers: of hidden_states, 0 = embeddings, the last is after the final norm.
-    Nothing is computed before it is asked for; the fingerprint is known before.
+    Nothing is computed before it is asked for; the fingerprint is known before. CannotDo where the model has no such states.
     """
 
     def __init__(self, backbone: Backbone, tokens: torch.Tensor, layers: tuple[int, ...], horizon: int = 4):
@@ -59,12 +61,13 @@ class FrozenFeatures:
 
     def _compute(self, dtype) -> np.ndarray:
         model = self.backbone.model
+        require_states(model)
         found = state_array((len(self.layers), *self.tokens.shape, model.config.get_text_config().hidden_size), dtype)
 
         def states(part: slice) -> list[np.ndarray]:
             ids = self.tokens[part].to(self.device)
             with torch.no_grad():
-                hidden = model.base_model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+                hidden = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
             return [_fitting(hidden[layer], dtype) for layer in self.layers]
 
         for part, values in _shared(len(self.tokens), states, f"features {self.backbone.name}"):
@@ -93,6 +96,7 @@ def sampled_paths(backbone: Backbone, tokens: torch.Tensor, horizon: int, stream
 
 def _sampled_paths(backbone: Backbone, tokens: torch.Tensor, horizon: int, stream: str, dtype) -> Paths:
     model = backbone.model
+    require_states(model)
     drawn = torch.empty(*tokens.shape, horizon, dtype=torch.int64)
     states = state_array((*tokens.shape, horizon, model.config.get_text_config().hidden_size), dtype)
 
@@ -126,15 +130,15 @@ def _shared(n: int, compute, description: str):
 
 def _draw(model, ids: torch.Tensor, horizon: int, seeds: torch.Tensor, drawn: torch.Tensor, states: np.ndarray) -> None:
     """Fill `drawn` and `states` for some blocks: as marginal.future_tokens, keeping what enters the LM head."""
-    rows, seen = Rows(model, ids, horizon, name="horizon"), []
+    rows, seen, before = Rows(model, ids, horizon, name="horizon"), [], finish_of(model).before
 
     def keep(module, inputs):
-        seen.append(inputs[0])
+        seen.append(inputs[0] if before == 1 else inputs[0] / before)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:
         with undisturbed(model):
-            prefix = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            prefix = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
             for engine, roots, where in rows.batches(model, engine_to_use(model, rows)):
                 streams, slow = rows.seeds(seeds, where), isinstance(engine, Reference)
                 for level in roots.split(max(1, engine.capacity // horizon)):

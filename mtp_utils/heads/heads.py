@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ..backbones.anatomy import unembed, unembeds
+from ..backbones.anatomy import require_states, unembed
 from ..backbones.load import Backbone
 from ..base.files import file_digest, sha256, write_atomic, write_json
-from ..base.refusals import CannotDo
 from .parts import Block, features_of, trunk_of
 from .spec import HeadSpec
 
@@ -29,6 +28,9 @@ class Heads(nn.Module):
         backbone: a Backbone; nothing of it is changed, and no gradient reaches it.
         spec: which heads.
         seed: of what is initialised at random (`block`).
+
+    Raises:
+        CannotDo: a model whose states or logits are not what heads take them for, or that has no part which the spec needs.
     """
 
     def __init__(self, backbone: Backbone, spec: HeadSpec, seed: int = 0):
@@ -40,8 +42,7 @@ class Heads(nn.Module):
             raise ValueError(f"features={spec.features}: {backbone.name} has layers 0 (embeddings) to {n}")
         one = n if spec.features == "last" else spec.features
         self.layers = tuple(range(n + 1)) if spec.features in ("mix", "concat") else (one,)
-        if not unembeds(model):
-            raise CannotDo(f"{type(model).__name__} does more than its LM head to its last state: heads on it would be wrong")
+        require_states(model)
         self._model = (model,)  # in a tuple, so that its tensors are not ours
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

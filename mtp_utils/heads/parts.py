@@ -10,10 +10,10 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel
 
 from ..backbones.anatomy import final_norm
-from ..base.refusals import CannotDo, first_line
+from ..backbones.wrapped import decoder
+from ..base.refusals import CannotDo, first_line, require
 from .spec import HeadSpec
 
 LARGEST_MAP = 8192  # vocabulary up to which a head of kind next_token is built: it holds vocabulary^2 weights an offset
@@ -84,11 +84,15 @@ class Block(nn.Module):
     def __init__(self, model, layers: int):
         super().__init__()
         config = copy.deepcopy(model.config.get_text_config())
-        config.num_hidden_layers = layers
-        if vars(config).get("layer_types"):  # of some kinds it follows from the number of layers
-            config.layer_types = config.layer_types[-layers:]
-        self.decoder = AutoModel.from_config(config, dtype=torch.float32)
-        theirs = {n: x for n, x in model.base_model.state_dict().items() if not re.search(r"\.\d+\.", n)}
+        n, config.num_hidden_layers = config.num_hidden_layers, layers
+        for name, value in list(vars(config).items()):
+            if isinstance(value, list) and len(value) == n:  # one for each layer: their types, and the like
+                setattr(config, name, value[-layers:])
+        try:
+            self.decoder = type(decoder(model))._from_config(config, dtype=torch.float32)
+        except Exception as error:  # whatever its class asks of a configuration
+            raise CannotDo(f"no block of {type(model).__name__}'s kind with {layers} layers: {first_line(error)}") from error
+        theirs = {n: x for n, x in decoder(model).state_dict().items() if not re.search(r"\.\d+\.", n)}
         ours = self.decoder.state_dict()
         self.decoder.load_state_dict({n: x for n, x in theirs.items() if n in ours and ours[n].shape == x.shape}, strict=False)
         self.decoder.set_input_embeddings(nn.Identity())  # never asked
@@ -136,13 +140,10 @@ def trunk_of(model, spec: HeadSpec) -> nn.Module:
     config = model.config.get_text_config()
     width, vocabulary = config.hidden_size, model.get_output_embeddings().weight.shape[0]
     if spec.kind == "block":
-        try:
-            return Block(model, spec.layers)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CannotDo(f"no layer of {type(model).__name__} can be made by itself ({first_line(error)})") from error
+        return Block(model, spec.layers)
     if spec.kind == "next_token":
-        if vocabulary > LARGEST_MAP:
-            raise CannotDo(f"kind='next_token' holds vocabulary^2 weights; {vocabulary} is above {LARGEST_MAP}")
+        too_many = f"kind='next_token' holds vocabulary^2 weights; {vocabulary} is above {LARGEST_MAP}"
+        require(vocabulary <= LARGEST_MAP, too_many, CannotDo)
         return NextTokenMap(model, vocabulary)
     if spec.kind == "residual":
         return nn.Sequential(*(Residual(width) for _ in range(spec.layers)))

@@ -12,10 +12,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from ..backbones import sharded
-from ..backbones.anatomy import unembed
+from ..backbones.anatomy import require_states, unembed
 from ..backbones.load import Backbone
+from ..backbones.wrapped import beside_text, decoder, text_parameters
 from ..base import ranks
-from ..base.refusals import CannotDo, first_line
+from ..base.refusals import CannotDo, first_line, require
 from ..text.offsets import labels_at, predictions_at
 from .features import FrozenFeatures
 from .heads import Heads
@@ -54,17 +55,20 @@ class Together:
     each process holds a share of every layer (sharded.py)."""
 
     def __init__(self, backbone: Backbone, spec: HeadSpec | None, how: Joint, shared: bool = False):
-        if len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1:
-            raise CannotDo(f"{backbone.name} lies on several devices: it can be measured, but not trained")
+        several = len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1
+        require(not several, f"{backbone.name} lies on several devices: it can be measured, but not trained", CannotDo)
+        adapted = any("lora_" in n for n, _ in backbone.model.named_parameters())
+        require(not adapted, f"{backbone.name} has adapters: merge them first (peft: merge_and_unload) and give that model")
         model = copy.deepcopy(backbone.model).requires_grad_(False)
+        require_states(model)  # looked up before its layers are shared out
         self.backbone, self.best = dataclasses.replace(backbone, model=model), {}
         self.heads = Heads(self.backbone, spec, how.seed).float() if spec else None
         self.adapters = with_lora(model, how.lora, how.seed) if how.lora else None
-        self.states = States(model.base_model)
+        self.states = States(decoder(model))
         if shared:
             sharded.shard(self.states, model)
         model.float()
-        named = dict(model.named_parameters())
+        named = text_parameters(model)
         self.trained = {n: p for n, p in named.items() if ".lora_" in n} if how.lora else named
 
     @property
@@ -111,8 +115,9 @@ class States(torch.nn.Module):
 
 
 def with_lora(model, rank: int, seed: int):
-    """peft's model around `model`, which gets trainable adapters of that rank on every linear layer but the LM head."""
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    """peft's model around `model`, which gets trainable adapters of that rank on every linear layer that a text goes through, but
+    the LM head."""
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=beside_text(model) or None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..backbones.wrapped import plain
 from ..base.refusals import require
 from .expansion import Sums, accumulate, by_mass, by_top_k, children, entropy_of
 from .reference import Reference, engine_for
@@ -87,6 +88,7 @@ def future_log_probs(
         ValueError: an argument outside its limits (named with the limit), more than max_paths paths (with the cost),
             non-finite logits (with the position).
     """
+    model = plain(model)
     rows = Rows(model, input_ids, offset, attention_mask, positions)
     check_mode(rows.vocab, top_k, mass, exact, samples, max_paths)
     k = rows.vocab if exact or mass == 1 else top_k or 0
@@ -141,6 +143,7 @@ def future_tokens(model, input_ids, horizon, *, sample=False, seed=0, attention_
     sample=False: greedy; sample=True: drawn at temperature 1 over the full vocabulary. Other arguments and errors as
     in future_log_probs. Returns (batch, seq, horizon) int64, -100 where not wanted.
     """
+    model = plain(model)
     rows = Rows(model, input_ids, horizon, attention_mask, positions, name="horizon")
     tokens = torch.full((*input_ids.shape, horizon), -100, dtype=torch.int64, device=input_ids.device)
     with undisturbed(model):

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from ..backbones.anatomy import unembed, unembeds
+from ..backbones.wrapped import decoder
 from .attention import NAME, Plan, serving
 
 KEPT_BYTES = 256 * 2**20  # keys and values of the tree that may be held at once
@@ -87,7 +88,7 @@ class Packed:
         index = rows * logits.shape[1] + (t if logits.shape[1] == ids.shape[1] else where)
         flat = logits.flatten(0, 1)
         self.logits = flat if len(index) == len(flat) else flat[index]  # (P, V)
-        self.split = model.base_model is not model and unembeds(model)  # its decoder and its LM head may be run apart
+        self.split = unembeds(model)  # its decoder and its LM head may be run apart
         self.windows, self.layers = set(), self.cache.layers
         for layer in self.layers:
             layer.packed = True
@@ -148,7 +149,7 @@ class Packed:
 
     def forward(self, level, start, stop):
         """The last states (1, n, d) of some candidates, or their logits (1, n, V) where the LM head is not run apart."""
-        run, kind = (self.model.base_model, "last_hidden_state") if self.split else (self.model, "logits")
+        run, kind = (decoder(self.model), "last_hidden_state") if self.split else (self.model, "logits")
         root = level.root[start:stop]
         t, rows = self.t[root], self.rows[root]
         plan = Plan(self.layers, rows, t, level.depth, self.budget.queries, level.lineage(start, stop))
