@@ -1,5 +1,7 @@
 """How something is refused: in one line, which says what was asked, what there is, and what to do."""
 
+import math
+
 
 class CannotDo(ValueError):
     """What this model cannot do, however it is asked: a notebook leaves it out with its reason and goes on."""
@@ -15,3 +17,10 @@ def first_line(error: BaseException) -> str:
     """`Class: first line` of somebody else's error, whose other lines are its own affair."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def about(n: float) -> str:
+    """A count as text: of large ones two digits, of those that no float holds the order of magnitude."""
+    if n < 10**7:
+        return f"{n:.0f}"
+    return f"{float(n):.2g}" if n < 10**300 else f"1e{math.log10(n):.0f}"

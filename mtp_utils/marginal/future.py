@@ -5,13 +5,15 @@ M = p(A | x), S(w) = the sum over A obeys S(w) <= m_k(w) <= S(w) + 1 - M for eve
 marginal; the bounds are ours). How it is computed: packed.py; which paths: expansion.py and sampling.py.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 
 import torch
 
-from ..base.refusals import require
-from .expansion import Sums, accumulate, by_mass, by_top_k, children, entropy_of
+from ..base.refusals import about, require
+from .expansion import Sums, accumulate, by_top_k, children, entropy_of
+from .mass import by_mass
 from .reference import Reference, engine_for
 from .rows import Rows, undisturbed
 from .sampling import by_samples, inverse_cdf, uniforms
@@ -189,11 +191,14 @@ def check_mode(vocab, top_k, mass, exact, samples, max_paths):
 
 
 def check_cost(model, rows, k, samples, max_paths):
-    paths = k ** (rows.offset - 1) + samples if rows.offset > 1 else 0
-    tokens = sum(k**depth + samples for depth in range(1, rows.offset)) * int(rows.wanted.sum())
-    flops = 2 * tokens * sum(p.numel() for p in model.parameters())
-    require(
-        paths <= max_paths,
-        f"{paths} paths per position are above max_paths={max_paths}: {tokens:.2g} tokens through the model, about "
-        f"{flops:.1g} FLOPs; take a smaller top_k, or mass, or samples, or fewer positions, or raise max_paths",
+    """Refuses too many paths a position, their number counted in logarithms where it is astronomical."""
+    depth = rows.offset - 1
+    paths = k**depth + samples if depth * math.log10(max(k, 1)) < 300 else 10**301
+    if paths <= max_paths or not depth:
+        return
+    tokens = paths * int(rows.wanted.sum())  # and the beginnings of paths, which are fewer
+    raise ValueError(
+        f"{about(paths) if paths < 10**301 else f'{k}**{depth}'} paths per position are above max_paths={max_paths}: at least "
+        f"{about(tokens)} tokens through the model, about {about(2 * tokens * sum(p.numel() for p in model.parameters()))} FLOPs; "
+        f"take a smaller top_k, or mass, or samples, or fewer positions, or raise max_paths"
     )
