@@ -1,5 +1,7 @@
 """The caller's batch, checked, with its padding closed up; and its way through an engine in sub-batches."""
 
+import threading
+import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral
@@ -15,16 +17,20 @@ PREFIX_TOKENS = 4096  # of the rows of one prefix pass, their padding included
 PREFIX_LOGITS = 2**24  # numbers, of one prefix pass
 
 
+_busy: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()  # a lock for each model
+
+
 @contextmanager
 def undisturbed(model):
-    """Evaluation mode without gradients inside; every module's mode as before afterwards, also on error."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        with torch.no_grad():
-            yield model.eval()
-    finally:
-        for module in training:
-            module.training = True
+    """Evaluation mode without gradients inside; every module's mode as before afterwards, also on error. Other threads wait."""
+    with _busy.setdefault(model, threading.RLock()):
+        training = [module for module in model.modules() if module.training]
+        try:
+            with torch.no_grad():
+                yield model.eval()
+        finally:
+            for module in training:
+                module.training = True
 
 
 _kept: ContextVar[dict | None] = ContextVar("mtp_prefixes", default=None)
