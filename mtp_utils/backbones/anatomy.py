@@ -23,9 +23,15 @@ def final_norm(model: PreTrainedModel) -> torch.nn.Module:
 def unembed(model: PreTrainedModel, hidden: torch.Tensor, head: torch.nn.Module | None = None) -> torch.Tensor:
     """Logits (..., vocab) of normalised hidden states (..., d): the model's LM head (or `head`), with its soft cap if any."""
     head = head or model.get_output_embeddings()
-    logits = head(hidden.to(head.weight.dtype)).to(hidden.device)  # of a model on several devices the head may lie elsewhere
+    dtype = torch.float32 if callable(head.weight) else head.weight.dtype  # a quantised head's weight is a method
+    logits = head(hidden.to(dtype)).to(hidden.device)  # of a model on several devices the head may lie elsewhere
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def rows_of(head: torch.nn.Module) -> int:
+    """Tokens that an LM head gives logits of."""
+    return (head.weight() if callable(head.weight) else head.weight).shape[0]
 
 
 _unembeds: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ..base.refusals import CannotDo, require
+from .anatomy import position_limit
 
 TOKENS = 16  # of the two texts read alone and beside each other
 ROUNDING = 2**10  # units in the last place of the largest logit, by which a model's layers may have magnified one
@@ -28,10 +29,12 @@ def computed_in(model) -> tuple[str, ...]:
     return *dtypes, cast, short, str(model.config.get_text_config()._attn_implementation), str(model.device)
 
 
-def rounds_coarsely(model) -> bool:
-    """Whether anything is computed in fewer digits than float32 has."""
+def coarsest(model) -> torch.dtype:
+    """The dtype with the digits of the coarsest thing computed; TF32 has those of float16."""
     device = model.device.type
-    return bool(halves(model)) or torch.is_autocast_enabled(device) or _short_products(device)
+    dtypes = halves(model) | ({torch.get_autocast_dtype(device)} if torch.is_autocast_enabled(device) else set())
+    dtypes |= {torch.float16} if _short_products(device) and model.dtype == torch.float32 else set()
+    return max(dtypes or {model.dtype}, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _products(device: str):
@@ -67,7 +70,8 @@ def in_float32(model):
     before = products.fp32_precision
     products.fp32_precision = "ieee"
     try:
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False), _Widened() if halves(model) else contextlib.nullcontext():
+        widened = _Widened() if halves(model) else contextlib.nullcontext()
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False), widened:
             yield
     finally:
         products.fp32_precision = before
@@ -92,7 +96,8 @@ def refuse_company(model) -> None:
 def _moved_by_company(model) -> float:
     """By how much a text's logits move, beside another text, more than rounding explains; 0.0 where they do not."""
     rows = model.get_input_embeddings().num_embeddings
-    ids = torch.randint(rows, (3, TOKENS), generator=torch.Generator().manual_seed(0)).to(model.device)
+    length = int(min(TOKENS, position_limit(model.config)))
+    ids = torch.randint(rows, (3, length), generator=torch.Generator().manual_seed(0)).to(model.device)
     ids[2] = ids[1, 0]  # beside a text of one token alone, too
 
     def logits(which):

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
+from ..backbones.rounding import refuse_company
 from ..base.refusals import about, require
+from .certificates import margin_of
 from .expansion import Sums, accumulate, by_top_k, children, entropy_of
 from .mass import by_mass
 from .reference import Reference, engine_for
 from .rows import Rows, undisturbed
 from .sampling import by_samples, inverse_cdf, uniforms
-
-# Least gap S(first) - S(second), beyond 1 - M, that rounding in a model of that dtype cannot turn over.
-MARGIN = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-
 
 @dataclass(frozen=True)
 class FutureLogProbs:
@@ -83,11 +81,13 @@ def future_log_probs(
         reference: run the whole sequence again for each path instead of packing (slow, obvious).
 
     `certified` means S(first) - S(second) > max(1 - M, 0) + a rounding margin of 1e-10 for float64 models, 1e-5 for
-    float32, 5e-3 for float16 and 2e-2 for bfloat16; S is of the enumerated paths alone, whatever was sampled besides.
+    float32; in half precision, under autocast or with TF32 it is measured on the model (certificates.py), at least 5e-3
+    for float16 and 2e-2 for bfloat16. S is of the enumerated paths alone, whatever was sampled besides.
 
     Raises:
         ValueError: an argument outside its limits (named with the limit), more than max_paths paths (with the cost),
             non-finite logits (with the position).
+        CannotDo: what the model says of a text changes with the text beside it.
     """
     rows = Rows(model, input_ids, offset, attention_mask, positions)
     check_mode(rows.vocab, top_k, mass, exact, samples, max_paths)
@@ -96,6 +96,7 @@ def future_log_probs(
     dtype = torch.promote_types(model.dtype, torch.float32)
     found = nothing(rows, dtype, with_entropy)
     with undisturbed(model):
+        margin = margin_of(model) if rows.longest else 0.0
         for engine, roots, where in rows.batches(model, engine_to_use(model, rows, reference)):
             sums = Sums(len(where), rows.vocab, dtype, roots.root.device, with_entropy)
             if offset == 1:
@@ -106,7 +107,7 @@ def future_log_probs(
                 by_top_k(engine, roots, offset, k, sums)
             else:
                 by_mass(engine, roots, offset, mass, max_paths, sums)
-            store(found, where, sums, MARGIN.get(model.dtype, 2e-2))
+            store(found, where, sums, margin)
     return FutureLogProbs(**found)
 
 
@@ -171,7 +172,10 @@ def one_token(u):
 
 def engine_to_use(model, rows, reference=False):
     """The packed engine where it may be trusted with these lengths, else the reference, with a warning."""
-    if reference or not rows.longest:
+    if not rows.longest:
+        return Reference
+    refuse_company(model)
+    if reference:
         return Reference
     engine, reason = engine_for(model, rows.longest)
     if reason:

@@ -9,7 +9,7 @@ from numbers import Integral
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..backbones.anatomy import position_limit
+from ..backbones.anatomy import position_limit, rows_of
 from ..base.refusals import require
 from .expansion import Level, precise
 
@@ -95,7 +95,7 @@ class Rows:
         seen = f"{self.longest - self.offset + 1} tokens + {name} {self.offset} - 1 = {self.longest}"
         require(self.longest <= limit, f"input_ids: {seen} is above the model's {limit} positions")
         head = model.get_output_embeddings()
-        self.vocab = known if head is None else head.weight.shape[0]
+        self.vocab = known if head is None else rows_of(head)
 
     def batches(self, model, engine_class):
         """Yield (engine, roots, where): wanted positions as a Level of depth 0, and their (row, column) (P, 2) here."""
