@@ -15,6 +15,7 @@ from ..base.refusals import first_line, require
 from ..base.runtime import choose_device, choose_dtype
 from . import load
 from .anatomy import last_only, position_limit
+from .rounding import refuse_company
 
 SHORT = 12  # tokens of the two short rows
 ROUNDING = 8  # units in the last place of the largest logit, by which the same row may differ beside another one
@@ -26,7 +27,7 @@ def look(name: str, needed: int) -> list[str]:
     """What is worth saying of a backbone before it is measured on texts of `needed` tokens, a line each; the first: its size.
 
     Raises ValueError, in one line, where it cannot be measured rightly: an adapter, a quantised checkpoint, no tokenizer, weights
-    missing or of another shape, a token without a row, logits that are not finite or that know later tokens, too short a context.
+    missing or of another shape, a token without a row, logits that are not finite, that know later tokens or the text beside theirs, too short a context.
     """
     folder, source = load._find(name, None)
     if source != "ladder":
@@ -104,6 +105,7 @@ def _refuse_logits(name: str, model, needed: int) -> None:
     kind = f"no causal model ({type(model).__name__}), it sees the labels"
     changed = f"{name}: what it says at a position changes with a later token: {kind}"
     require(moved <= ROUNDING * torch.finfo(model.dtype).eps * scale, changed)
+    refuse_company(model)
     try:
         model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False, **last_only(model))
     except Exception as error:

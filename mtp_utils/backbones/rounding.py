@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ..base.refusals import CannotDo, require
-from .anatomy import position_limit
+from .anatomy import last_only, position_limit
 
 TOKENS = 16  # of the two texts read alone and beside each other
 ROUNDING = 2**10  # units in the last place of the largest logit, by which a model's layers may have magnified one
@@ -103,11 +103,11 @@ def _moved_by_company(model) -> float:
     def logits(which):
         try:
             with in_float32(model):
-                return model(input_ids=ids[which], use_cache=False).logits[0]
+                return model(input_ids=ids[which], use_cache=False, **last_only(model)).logits[0]
         except torch.OutOfMemoryError:
             raise
         except Exception:  # operations of its own, which know their dtype alone
-            return model(input_ids=ids[which], use_cache=False).logits[0]
+            return model(input_ids=ids[which], use_cache=False, **last_only(model)).logits[0]
 
     own = logits([0])
     moved = max((logits([0, other]) - own).abs().max().item() for other in (1, 2))

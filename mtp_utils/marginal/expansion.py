@@ -53,8 +53,9 @@ class Sums:
     """Running sums over paths at each root: probability (P, V), captured mass, paths, conditional entropy (P,); `ahead` (P,): by
     how much the first token leads the second in what was enumerated, where samples are added to it."""
 
-    def __init__(self, n_roots, vocab, dtype, device, with_entropy):
-        self.prob = torch.zeros(n_roots, vocab, dtype=dtype, device=device)
+    def __init__(self, prob, with_entropy):
+        n_roots, dtype, device = len(prob), prob.dtype, prob.device
+        self.prob = prob  # of zeros
         self.mass = torch.zeros(n_roots, dtype=precise(device), device=device)
         self.paths = torch.zeros(n_roots, dtype=torch.int64, device=device)
         self.entropy = torch.zeros(n_roots, dtype=dtype, device=device) if with_entropy else None
