@@ -105,7 +105,7 @@ def _refuse_logits(name: str, model, needed: int) -> None:
     kind = f"no causal model ({type(model).__name__}), it sees the labels"
     changed = f"{name}: what it says at a position changes with a later token: {kind}"
     require(moved <= ROUNDING * torch.finfo(model.dtype).eps * scale, changed)
-    refuse_company(model)
+    refuse_company(model, name)
     try:
         model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False, **last_only(model))
     except Exception as error:

@@ -21,7 +21,7 @@ def halves(model) -> set[torch.dtype]:
 
 
 def computed_in(model) -> tuple[str, ...]:
-    """What decides how the model's numbers are rounded, beside its code: its weights' dtypes, autocast, TF32, attention, device."""
+    """What decides how the model's numbers are rounded: its weights' dtypes, autocast, TF32, attention, device."""
     device = model.device.type
     cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
     dtypes = sorted({str(p.dtype) for p in model.parameters()})
@@ -47,7 +47,7 @@ def _short_products(device: str) -> bool:
 
 
 class _Widened(TorchFunctionMode):
-    """Every function gets float32 for what is narrower: weights for the length of one call, so that no copy of the model is held."""
+    """Every function gets float32 for what is narrower: weights for one call each, so that no copy of the model is held."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -80,15 +80,15 @@ def in_float32(model):
 _alone: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 
 
-def refuse_company(model) -> None:
-    """Raises CannotDo where what the model says of a text changes with the text beside it, by more than rounding in float32: a norm
-    over the batch, experts of limited room, activations quantised over a whole batch. In evaluation mode."""
+def refuse_company(model, name: str = "") -> None:
+    """Raises CannotDo where what the model says of a text changes with the text beside it, by more than rounding in float32:
+    a norm over the batch, experts of limited room, activations quantised over a whole batch. In evaluation mode."""
     known = _alone.setdefault(model, {})
-    name = computed_in(model)
-    if name not in known:
-        known[name] = _moved_by_company(model)
-    moved = known[name]
-    what = f"what {type(model).__name__} says of a text changes with the text beside it (logits by {moved:.1e})"
+    way = computed_in(model)
+    if way not in known:
+        known[way] = _moved_by_company(model)
+    moved = known[way]
+    what = f"what {name or type(model).__name__} says of a text changes with the text beside it (logits by {moved:.1e})"
     require(not moved, f"{what}: nothing can be said of one text alone", CannotDo)
 
 

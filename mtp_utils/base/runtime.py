@@ -98,7 +98,7 @@ def set_threads() -> tuple[int, str]:
     return threads, reason
 
 
-def free_memory(device: "torch.device") -> float:
+def free_memory(device) -> float:
     """Bytes that can still be had on that device, in this container; infinite where nobody tells."""
     import torch
 

@@ -80,7 +80,7 @@ def current():
     """The plan of this thread's candidate pass; the model of a pass that another thread runs is not to be used meanwhile."""
     plan = _plan.get(None)
     if plan is None:
-        raise RuntimeError("another thread runs this model's candidates (future_log_probs): take turns, or give each its own model")
+        raise RuntimeError("another thread has this model in use (future_log_probs): take turns, or give each its own model")
     return plan
 
 

@@ -9,7 +9,7 @@ from ..backbones.rounding import coarsest, computed_in, in_float32
 
 # In numbers of that dtype, the least margin; all there is to it where nothing is computed more coarsely than in float32.
 LEAST = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-# [measured, ladder, 49,920 positions] Rounding turned over leads of up to 3 times what it did to a probability of the random text.
+# [measured, ladder, 49,920 positions] Leads of up to 3 times that difference were turned over.
 SAFETY = 4
 UNMEASURED = {torch.float16: 0.05, torch.bfloat16: 0.25}  # [measured, ladder] twice the largest lead turned over, and more
 TEXT = (2, 128)  # random tokens
