@@ -70,8 +70,14 @@ def unembed(model: PreTrainedModel, hidden: torch.Tensor, head: torch.nn.Module 
     require(not how.trouble, f"{type(model).__name__} {how.trouble}: its logits cannot be made from states", CannotDo)
     head = head or plain(model).get_output_embeddings()
     hidden = hidden if how.before == 1 else hidden * how.before
-    logits = head(hidden.to(head.weight.dtype)).to(hidden.device)  # of a model on several devices the head may lie elsewhere
+    dtype = torch.float32 if callable(head.weight) else head.weight.dtype  # a quantised head's weight is a method
+    logits = head(hidden.to(dtype)).to(hidden.device)  # of a model on several devices the head may lie elsewhere
     return _finished(logits, how.after, how.cap)
+
+
+def rows_of(head: torch.nn.Module) -> int:
+    """Tokens that an LM head gives logits of."""
+    return (head.weight() if callable(head.weight) else head.weight).shape[0]
 
 
 def unembeds(model: PreTrainedModel) -> bool:

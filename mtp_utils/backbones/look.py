@@ -15,6 +15,7 @@ from ..text.tokens import encode, vocabulary_of
 from . import gguf, load
 from .anatomy import crop_vocabulary, last_only, position_limit
 from .quiet import quiet
+from .rounding import refuse_company
 
 SHORT = 12  # tokens of the two short rows
 SENTENCE = "The old dog sleeps in the garden, and nobody has seen the cat since the end of the week."
@@ -28,7 +29,8 @@ def look(name: str, needed: int, seen: Callable = lambda tokenizer, model: None)
     seen: called with the tokenizer and, but for the ladder's, the model, while they are there.
 
     Raises ValueError, in one line, where it cannot be measured rightly: an adapter, a quantised checkpoint, no tokenizer, weights
-    missing or of another shape, a token without a row, logits that are not finite or that know later tokens, too short a context.
+    missing or of another shape, a token without a row, logits that are not finite or that know later tokens or the text beside
+    theirs, too short a context.
     """
     folder, source = load._find(name, None)
     if source != "ladder":
@@ -97,6 +99,7 @@ def _refuse_logits(name: str, model, needed: int) -> None:
     kind = f"no causal model ({type(model).__name__}), it sees the labels"
     changed = f"{name}: what it says at a position changes with a later token: {kind}"
     require(moved <= ROUNDING * torch.finfo(model.dtype).eps * scale, changed)
+    refuse_company(model, name)
     try:
         model(input_ids=torch.randint(rows, (1, needed), generator=rng), use_cache=False, **last_only(model))
     except Exception as error:

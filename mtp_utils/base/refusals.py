@@ -1,5 +1,6 @@
 """How something is refused: in one line, which says what was asked, what there is, and what to do."""
 
+import math
 import traceback
 
 
@@ -19,3 +20,10 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = lines or [frame.line for frame in traceback.extract_tb(error.__traceback__)[-1:]]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def about(n: float) -> str:
+    """A count as text: of large ones two digits, of those that no float holds the order of magnitude."""
+    if n < 10**7:
+        return f"{n:.0f}"
+    return f"{float(n):.2g}" if n < 10**300 else f"1e{math.log10(n):.0f}"

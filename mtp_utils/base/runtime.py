@@ -98,6 +98,26 @@ def set_threads() -> tuple[int, str]:
     return threads, reason
 
 
+def free_memory(device) -> float:
+    """Bytes that can still be had on that device, in this container; infinite where nobody tells."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return math.inf
+    found = [math.inf]
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int({x.split(":")[0]: x.split()[1] for x in lines}["MemAvailable"]))
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no limit of the container's; what files fill of it can be had
+        group = Path("/sys/fs/cgroup")
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["file"])
+        found.append(int((group / "memory.max").read_text()) - used)
+    return min(found)
+
+
 def seed_for(stream: str, base: int = 0) -> int:
     """Seed of a named random stream such as "train/head3": 32 bits of sha256, the same on every machine.
 

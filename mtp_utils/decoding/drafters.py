@@ -14,7 +14,7 @@ from ..base.refusals import require
 from ..heads.heads import Heads
 from ..marginal.future import future_log_probs
 
-ANSWERS = 2**26  # numbers of an answer of future_log_probs, which has them for every position
+ANSWERS = 2**26  # numbers of the prefixes' answers of one call of future_log_probs
 
 
 class HeadDrafter:
@@ -76,7 +76,7 @@ class MarginalDrafter:
                 where["positions"] = (t == last) & fits[:, None]
                 if fits.any():
                     f = future_log_probs(self.model, ids, i + 2, **where, **self.estimators[i + 2])
-                    found[first : first + together, i, :n][fits] = f.log_probs[where["positions"]].topk(n).indices.cpu()
+                    found[first : first + together, i, :n][fits] = f.rows.topk(n).indices.cpu()
         return found
 
 

@@ -90,7 +90,7 @@ def marginal_arrays(backbone, blocks, estimators: dict[str, dict], drawn: tuple[
 
 def _of_positions(f, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
     """What is kept of a FutureLogProbs, at the wanted positions only."""
-    log_probs, known = f.log_probs[wanted], f.conditional_entropy
+    log_probs, known = f.at(wanted), f.conditional_entropy
     entropy = scoring.entropy(log_probs)
     return {
         "log_probs": log_probs,
@@ -123,12 +123,12 @@ def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
         wanted = blocks.scored[part]
         call = {"attention_mask": blocks.mask[part], "positions": wanted, "with_entropy": True}
         exact = future_log_probs(backbone.model, blocks.tokens[part], 2, exact=True, **call)
-        true = exact.log_probs[wanted]
+        true = exact.at(wanted)
         here = keys["document"].isin([blocks.documents[r] for r in part]).tolist()
         label = data[torch.tensor(here)]
         for estimator in estimators:
             found = future_log_probs(backbone.model, blocks.tokens[part], 2, seed=seeds[part], **estimator, **call)
-            log_probs = found.log_probs[wanted]
+            log_probs = found.at(wanted)
             captured = found.captured_mass[wanted]
             bounded = "samples" not in estimator
             scored = {"S": 1.0} | ({"S/M": captured} if bounded else {})

@@ -87,8 +87,8 @@ def arg_max_table(backbone: Backbone, ids: torch.Tensor, positions: range, horiz
         wanted = torch.zeros_like(ids, dtype=torch.bool)
         wanted[0, positions.start : min(positions.stop, ids.shape[1] - k)] = True
         found = future_log_probs(backbone.model, ids, k, positions=wanted, **stored.estimators_of(backbone)[k])
-        for t in wanted[0].nonzero()[:, 0].tolist():
-            prob, token = found.log_probs[0, t].max(-1)
+        for t, log_probs in zip(wanted[0].nonzero()[:, 0].tolist(), found.rows, strict=True):
+            prob, token = log_probs.max(-1)
             right = int(token) == int(ids[0, t + k])
             rows.append((k, t, decode(int(ids[0, t])), decode(int(token)), float(prob.exp()), right))
     return pd.DataFrame(rows, columns=["offset", "position", "after", "token", "prob", "right"])

@@ -6,4 +6,4 @@ reference.py slowly and obviously, as their test.
 
 from mtp_utils import hand_on
 
-__getattr__, __dir__, __all__ = hand_on(__name__, future=("FutureLogProbs", "future_log_probs", "future_tokens"))
+__getattr__, __dir__, __all__ = hand_on(__name__, answer=("FutureLogProbs",), future=("future_log_probs", "future_tokens"))

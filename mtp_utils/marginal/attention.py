@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "mtp_packed"
 PLAIN_QUERIES = 1024  # whose scores are held at once where no kernel serves
@@ -76,6 +76,19 @@ def serving(plan):
         _plan.reset(token)
 
 
+def current():
+    """The plan of this thread's candidate pass; the model of a pass that another thread runs is not to be used meanwhile."""
+    plan = _plan.get(None)
+    if plan is None:
+        raise RuntimeError("another thread has this model in use (future_log_probs): take turns, or give each its own model")
+    return plan
+
+
+def no_mask(*args, **kwargs):
+    """Of transformers' own masks a candidate pass needs none."""
+    current()
+
+
 def plan_chunks(rows, t, queries, span):
     """Cut queries, sorted by (batch row, position), into chunks of one row, so many queries and positions at most."""
     chunks, start = [], 0
@@ -112,7 +125,7 @@ def cap(score, scale, softcap):
 
 def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs):
     """The attention function of a candidate pass, under transformers' interface: (1, H, n, D) -> (1, n, H, D)."""
-    plan = _plan.get()
+    plan = current()
     sinks = kwargs.pop("s_aux", None)  # (H,) logits of a key without a value
     extra = [name for name, x in kwargs.items() if torch.is_tensor(x) and not name.endswith(("_ids", "_position"))]
     if attention_mask is not None or extra or dropout or key.shape[2] != len(plan.t):
@@ -162,3 +175,4 @@ def absorb(out, lse, query, k, v, scale, softcap):
 
 
 AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, no_mask)

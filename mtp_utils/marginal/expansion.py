@@ -1,4 +1,4 @@
-"""Trees of paths below each position, enumerated: top-k per node, or whole paths by mass. Sampling: sampling.py.
+"""Trees of paths below each position, enumerated: top-k per node. Whole paths by mass: mass.py. Sampling: sampling.py.
 
 An engine (packed.Packed or reference.Reference) computes p(. | prefix, path) for a level of paths; nothing here knows
 how, and nothing holds more than one block of (paths, vocab).
@@ -53,8 +53,9 @@ class Sums:
     """Running sums over paths at each root: probability (P, V), captured mass, paths, conditional entropy (P,); `ahead` (P,): by
     how much the first token leads the second in what was enumerated, where samples are added to it."""
 
-    def __init__(self, n_roots, vocab, dtype, device, with_entropy):
-        self.prob = torch.zeros(n_roots, vocab, dtype=dtype, device=device)
+    def __init__(self, prob, with_entropy):
+        n_roots, dtype, device = len(prob), prob.dtype, prob.device
+        self.prob = prob  # of zeros
         self.mass = torch.zeros(n_roots, dtype=precise(device), device=device)
         self.paths = torch.zeros(n_roots, dtype=torch.int64, device=device)
         self.entropy = torch.zeros(n_roots, dtype=dtype, device=device) if with_entropy else None
@@ -139,62 +140,3 @@ def by_top_k(engine, roots, offset, k, sums):
         for _ in range(offset - 1):
             level = children(engine, level, lambda start, stop, p: best(p, k))
         accumulate(engine, level, sums)
-
-
-def by_mass(engine, roots, offset, mass, max_paths, sums):
-    """Whole paths, best first, until `mass` is reached at each root.
-
-    A path is at most as probable as its beginnings, so expanding all nodes of probability >= threshold finds all paths
-    of probability >= threshold. The threshold falls by 4 where they do not hold the mass; inner nodes are run again,
-    which costs a third more of them at most, and no list of children is kept.
-    """
-    threshold = torch.cat([at_mass(p, mass) for _, _, p in distributions(engine, roots)])
-    while len(roots.root):
-        parts = zip(roots.split(512), threshold.split(512), strict=True)
-        todo = ~torch.cat([mass_round(engine, *part, offset, mass, max_paths, sums) for part in parts])
-        roots, threshold = roots.take(todo), threshold[todo] / 4
-
-
-def mass_round(engine, roots, threshold, offset, mass, max_paths, sums):
-    """One threshold for each of a few roots; returns which of them reached the mass (and are summed)."""
-    level, limit = roots, torch.zeros_like(sums.mass, dtype=threshold.dtype)
-    limit[roots.root] = threshold
-
-    def choose(start, stop, p):
-        p_path = level.prob[start:stop, None].to(p.dtype) * p
-        row, token = (p_path >= limit[level.root[start:stop], None]).nonzero(as_tuple=True)
-        return row, token, p[row, token]
-
-    while level.depth < offset - 1:
-        level = children(engine, level, choose)
-        most = PATHS_AT_ONCE if level.depth == offset - 1 else engine.capacity
-        if len(level.root) > most and len(roots.root) > 1:
-            half = (len(roots.root) + 1) // 2
-            parts = zip(roots.split(half), threshold.split(half), strict=True)
-            return torch.cat([mass_round(engine, *part, offset, mass, max_paths, sums) for part in parts])
-    order = level.prob.argsort(descending=True, stable=True)
-    level = level.take(order[level.root[order].argsort(stable=True)])  # by root, the most probable path first
-    count = level.root.bincount(minlength=len(limit))
-    first = (count.cumsum(0) - count)[level.root]  # where each path's root begins
-    before = level.prob.cumsum(0) - level.prob
-    needed = before - before[first] < mass
-    if (needed & (torch.arange(len(first), device=first.device) - first >= max_paths)).any():
-        raise ValueError(
-            f"max_paths={max_paths} paths at a position do not hold mass={mass}, and each costs a token through the "
-            f"model; take a smaller mass, or raise max_paths (all paths: {sums.prob.shape[1] ** (offset - 1)})"
-        )
-    held = torch.zeros_like(sums.mass).index_add_(0, level.root, level.prob)
-    done = (held >= mass) | (count >= sums.prob.shape[1] ** (offset - 1)) | (limit < 1e-15)
-    accumulate(engine, level.take(needed & done[level.root]), sums)
-    return done[roots.root]
-
-
-def at_mass(p, mass, k=512):
-    """Probability (m,) of the last token needed for that mass, best first, in each row of p (m, V)."""
-    k = min(k, p.shape[-1])
-    top = p.topk(k).values
-    held = top.cumsum(-1, dtype=precise(p.device))
-    if k < p.shape[-1] and (held[:, -1] < mass).any():
-        return at_mass(p, mass, 8 * k)
-    needed = (held < mass).sum(-1, keepdim=True).clamp(max=k - 1)
-    return top.gather(-1, needed)[:, 0]

@@ -5,48 +5,21 @@ M = p(A | x), S(w) = the sum over A obeys S(w) <= m_k(w) <= S(w) + 1 - M for eve
 marginal; the bounds are ours). How it is computed: packed.py; which paths: expansion.py and sampling.py.
 """
 
+import math
 import warnings
-from dataclasses import dataclass
 
 import torch
 
+from ..backbones.rounding import refuse_company
 from ..backbones.wrapped import plain
-from ..base.refusals import require
-from .expansion import Sums, accumulate, by_mass, by_top_k, children, entropy_of
+from ..base.refusals import about, require
+from .answer import FutureLogProbs
+from .certificates import margin_of
+from .expansion import accumulate, by_top_k, children
+from .mass import by_mass
 from .reference import Reference, engine_for
 from .rows import Rows, undisturbed
 from .sampling import by_samples, inverse_cdf, uniforms
-
-# Least gap S(first) - S(second), beyond 1 - M, that rounding in a model of that dtype cannot turn over.
-MARGIN = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-
-
-@dataclass(frozen=True)
-class FutureLogProbs:
-    """What `future_log_probs` returns; position t speaks of token t + offset.
-
-    log_probs (batch, seq, vocab), nats, float32 (float64 for a float64 model). Enumerated paths alone: sums to
-    captured_mass, not 1. With samples: sums to 1, and exp(log_probs) is unbiased, log_probs is not.
-    captured_mass (batch, seq) probability of the enumerated paths; certified (batch, seq) bool, the arg-max cannot
-    change; num_candidates (batch, seq) paths expanded; conditional_entropy (batch, seq) nats, the sum over paths of
-    p(path) H(p(. | path)), or None if not asked for. Elsewhere than wanted: -inf, 0, False, 0, 0.
-    """
-
-    log_probs: torch.Tensor
-    captured_mass: torch.Tensor
-    certified: torch.Tensor
-    num_candidates: torch.Tensor
-    conditional_entropy: torch.Tensor | None = None
-
-    @property
-    def entropy(self):
-        """H(m_k) (batch, seq), nats, of log_probs as they are: exact with exact=True, else biased."""
-        return torch.stack([entropy_of(row.exp()) for row in self.log_probs])
-
-    @property
-    def mutual_information(self):
-        """I(x_1..x_{k-1}; x_k | x) = H(m_k) - conditional_entropy (batch, seq), nats; needs with_entropy=True."""
-        return self.entropy - self.conditional_entropy
 
 
 def future_log_probs(
@@ -76,28 +49,30 @@ def future_log_probs(
         input_ids: (batch, seq) int.
         seed: int, each (row, position) has its own stream; or (batch, seq) int, the stream of each position.
         attention_mask: (batch, seq), 1 for tokens that are there: padding on either side and holes are closed up.
-        positions: (batch, seq) bool, where the answer is wanted; the cost is theirs alone.
+        positions: (batch, seq) bool, where the answer is wanted; the cost in time and memory is theirs alone.
         max_paths: most paths per position.
         with_entropy: also accumulate conditional_entropy.
         reference: run the whole sequence again for each path instead of packing (slow, obvious).
 
     `certified` means S(first) - S(second) > max(1 - M, 0) + a rounding margin of 1e-10 for float64 models, 1e-5 for
-    float32, 5e-3 for float16 and 2e-2 for bfloat16; S is of the enumerated paths alone, whatever was sampled besides.
+    float32; in half precision, under autocast or with TF32 it is measured on the model (certificates.py), at least 5e-3
+    for float16 and 2e-2 for bfloat16. S is of the enumerated paths alone, whatever was sampled besides.
 
     Raises:
         ValueError: an argument outside its limits (named with the limit), more than max_paths paths (with the cost),
-            non-finite logits (with the position).
+            non-finite logits (with the position), wanted positions whose answer does not fit into memory (with its size).
+        CannotDo: what the model says of a text changes with the text beside it.
     """
     model = plain(model)
     rows = Rows(model, input_ids, offset, attention_mask, positions)
     check_mode(rows.vocab, top_k, mass, exact, samples, max_paths)
     k = rows.vocab if exact or mass == 1 else top_k or 0
     check_cost(model, rows, k, samples or 0, max_paths)
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    found = nothing(rows, dtype, with_entropy)
+    found = FutureLogProbs(rows.wanted, rows.vocab, torch.promote_types(model.dtype, torch.float32), with_entropy)
     with undisturbed(model):
+        margin = margin_of(model) if rows.longest else 0.0
         for engine, roots, where in rows.batches(model, engine_to_use(model, rows, reference)):
-            sums = Sums(len(where), rows.vocab, dtype, roots.root.device, with_entropy)
+            sums = found.sums(len(where), roots.root.device)
             if offset == 1:
                 accumulate(engine, roots, sums)
             elif samples:
@@ -106,35 +81,8 @@ def future_log_probs(
                 by_top_k(engine, roots, offset, k, sums)
             else:
                 by_mass(engine, roots, offset, mass, max_paths, sums)
-            store(found, where, sums, MARGIN.get(model.dtype, 2e-2))
-    return FutureLogProbs(**found)
-
-
-def nothing(rows, dtype, with_entropy):
-    """The answer where nothing is wanted."""
-    shape, device = rows.ids.shape, rows.ids.device
-    return {
-        "log_probs": torch.full((*shape, rows.vocab), -torch.inf, dtype=dtype, device=device),
-        "captured_mass": torch.zeros(shape, dtype=dtype, device=device),
-        "certified": torch.zeros(shape, dtype=torch.bool, device=device),
-        "num_candidates": torch.zeros(shape, dtype=torch.int64, device=device),
-        "conditional_entropy": torch.zeros(shape, dtype=dtype, device=device) if with_entropy else None,
-    }
-
-
-def store(found, where, sums, margin):
-    """Write the sums over paths (P, ...) where (P, 2) they belong."""
-    ahead = sums.lead() if sums.ahead is None else sums.ahead
-    values = {
-        "certified": ahead > (1 - sums.mass).clamp_min(0) + margin,
-        "captured_mass": sums.mass.clamp_max(1),
-        "num_candidates": sums.paths,
-        "log_probs": sums.prob.log_(),
-        "conditional_entropy": sums.entropy,
-    }
-    for name, value in values.items():
-        if value is not None:
-            found[name][where[:, 0], where[:, 1]] = value.to(found[name])
+            found.store(where, sums, margin)
+    return found
 
 
 def future_tokens(model, input_ids, horizon, *, sample=False, seed=0, attention_mask=None, positions=None):
@@ -172,7 +120,10 @@ def one_token(u):
 
 def engine_to_use(model, rows, reference=False):
     """The packed engine where it may be trusted with these lengths, else the reference, with a warning."""
-    if reference or not rows.longest:
+    if not rows.longest:
+        return Reference
+    refuse_company(model)
+    if reference:
         return Reference
     engine, reason = engine_for(model, rows.longest)
     if reason:
@@ -192,11 +143,15 @@ def check_mode(vocab, top_k, mass, exact, samples, max_paths):
 
 
 def check_cost(model, rows, k, samples, max_paths):
-    paths = k ** (rows.offset - 1) + samples if rows.offset > 1 else 0
-    tokens = sum(k**depth + samples for depth in range(1, rows.offset)) * int(rows.wanted.sum())
+    """Refuses too many paths a position, their number counted in logarithms where it is astronomical."""
+    depth = rows.offset - 1
+    paths = k**depth + samples if depth * math.log10(max(k, 1)) < 300 else 10**301
+    if paths <= max_paths or not depth:
+        return
+    tokens = paths * int(rows.wanted.sum())  # and the beginnings of paths, which are fewer
     flops = 2 * tokens * sum(p.numel() for p in model.parameters())
-    require(
-        paths <= max_paths,
-        f"{paths} paths per position are above max_paths={max_paths}: {tokens:.2g} tokens through the model, about "
-        f"{flops:.1g} FLOPs; take a smaller top_k, or mass, or samples, or fewer positions, or raise max_paths",
+    count = about(paths) if paths < 10**301 else f"{k}**{depth}"
+    raise ValueError(
+        f"{count} paths per position are above max_paths={max_paths}: at least {about(tokens)} tokens through the model, about "
+        f"{about(flops)} FLOPs; take a smaller top_k, or mass, or samples, or fewer positions, or raise max_paths"
     )

@@ -6,6 +6,7 @@ as many as its work wants, the LM head over as many as its logits allow.
 
 import dataclasses
 import math
+import threading
 import warnings
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from ..backbones.anatomy import unembed, unembeds
 from ..backbones.wrapped import decoder
 from .attention import NAME, Plan, serving
 
+_switching = threading.RLock()  # of all models: they may share a configuration
 KEPT_BYTES = 256 * 2**20  # keys and values of the tree that may be held at once
 
 
@@ -57,7 +59,12 @@ def evenly(start, stop, size):
 
 @contextmanager
 def attention_switched(model):
-    """The model's attention is ours inside, and as before afterwards, also on error."""
+    """The model's attention is ours inside, and as before afterwards, also on error; one thread at a time."""
+    with _switching:
+        yield from _switched(model)
+
+
+def _switched(model):
     configs = [model.config.get_text_config(), *(getattr(module, "config", None) for module in model.modules())]
     configs = {id(config): config for config in configs if isinstance(config, PreTrainedConfig)}
     saved = [(config, config._attn_implementation_internal) for config in configs.values()]

@@ -1,12 +1,14 @@
 """The obvious engine (full re-runs), and the self-check that decides whether the packed one may replace it."""
 
+import math
 import re
 import weakref
 from itertools import pairwise
 
 import torch
 
-from ..backbones.anatomy import last_only
+from ..backbones.anatomy import last_only, position_limit
+from ..backbones.rounding import coarsest, computed_in
 from .expansion import Level
 from .packed import Packed
 
@@ -52,16 +54,18 @@ def engine_for(model, longest):
     """Packed where the self-check on this very model and configuration allows it, else (Reference, the reason)."""
     config = model.config.get_text_config()
     lengths = active_lengths(config.to_dict(), longest)
-    device = model.device
-    key = (str(model.dtype), str(device), torch.is_autocast_enabled(device.type), config._attn_implementation)
-    key += (config.to_json_string(use_diff=False), tuple(sorted(lengths.items())))
+    other = set(active_lengths(config.to_dict(), torch.inf).values()) - set(lengths.values())
+    longest = min(2 ** max(6, math.ceil(math.log2(longest))), *other, position_limit(config))  # checked once for many lengths
+    key = (*computed_in(model), config.to_json_string(use_diff=False), tuple(sorted(lengths.items())), longest)
     known = _trusted.setdefault(model, {})
     if key in known:
         return known[key]
-    other = set(active_lengths(config.to_dict(), torch.inf).values()) - set(lengths.values())
     total = min([max([0, *lengths.values()]) + 16, *other])  # beyond what acts in this call, not beyond more
     try:
         reason, conclusive = compare(model, max(1, total - 2), lengths)
+        if reason is None:  # kept for itself: the short check may have to be made again
+            known[key, "wide"] = known[key, "wide"] if (key, "wide") in known else compare_wide(model, max(1, longest - 1))
+            reason = known[key, "wide"]
     except torch.OutOfMemoryError:  # of this moment, not of the model
         raise
     except Exception as error:  # whatever the model does not support is a reason, not a failure
@@ -105,15 +109,49 @@ def compare(model, length, lengths):
     windows = {value for name, value in lengths.items() if name.endswith(("window", "window_size"))}
     if windows - packed.windows:
         return f"a window of {windows} that its attention does not announce", True
-    error, tolerance = gap(ours, theirs), TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
-    if not error <= tolerance:
-        reference.step = 1  # what rounding alone does to the reference
-        again = torch.cat([log_probs(x) for _, _, x in reference.logits_of(second)])
-        tolerance = max(tolerance, 8 * gap(theirs[-len(again) :], again))
+    error, tolerance = gap(ours, theirs), tolerance_of(model)
+    if not error <= tolerance:  # what rounding alone does to the reference; that company does no more, refuse_company has seen
+        tolerance = max(tolerance, 8 * gap(theirs[-len(second.root) :], said_by(reference, second, step=1)))
     if not error <= tolerance:
         return f"log-probabilities off by {error:.1e}, tolerance {tolerance:.1e}", True
     last = theirs[-len(second.root) :]  # same last token, another ancestor: what attention is worth here
     return None, gap(last[0::2], last[1::2]) > 20 * tolerance
+
+
+def tolerance_of(model):
+    """Nats that rounding explains, by what is computed."""
+    return TOLERANCE.get(coarsest(model), TOLERANCE[torch.bfloat16])
+
+
+def said_by(reference, level, step=Reference.step):
+    """The reference's log-probabilities of a level (n, V), so many paths at once."""
+    reference.step = step
+    return torch.cat([log_probs(x) for _, _, x in reference.logits_of(level)])
+
+
+def compare_wide(model, length):
+    """The reason not to trust a pass as wide as real ones over a text as long as real ones, or None.
+
+    All of its candidates run, half of them below an early position and half below the last one; four are compared, so that
+    the reference reads two long texts. It shows what depends on a candidate's place in the pass, not on its position.
+    """
+    generator = torch.Generator().manual_seed(1)
+    vocab = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocab, (1, length), generator=generator).to(model.device)
+    t = torch.tensor([min(8, length - 1), length - 1], device=model.device)
+    packed = Packed(model, ids, torch.zeros_like(t), t)
+    half = max(2, packed.step[0] // 2)
+    index = torch.arange(2, device=t.device).repeat_interleave(half)
+    token = torch.randint(vocab, (2 * half,), generator=generator).to(t.device)
+    wide = Level(index, torch.ones_like(index), token, Level(torch.arange(2, device=t.device), torch.ones_like(t)), index, 1)
+    some = torch.tensor([0, half - 1, half, 2 * half - 1], device=t.device)
+    ours = torch.cat([x[some[(some >= a) & (some < b)] - a] for a, b, x in packed.logits_of(wide)])
+    reference = Reference(model, ids, torch.zeros_like(t), t)
+    theirs = said_by(reference, wide.take(some))
+    error, tolerance = gap(log_probs(ours), theirs), tolerance_of(model)
+    if not error <= tolerance:
+        tolerance = max(tolerance, 8 * gap(theirs, said_by(reference, wide.take(some), step=1)))
+    return None if error <= tolerance else f"log-probabilities of a wide pass off by {error:.1e}, tolerance {tolerance:.1e}"
 
 
 def log_probs(logits):

@@ -1,5 +1,7 @@
 """The caller's batch, checked, with its padding closed up; and its way through an engine in sub-batches."""
 
+import threading
+import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral
@@ -7,7 +9,7 @@ from numbers import Integral
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..backbones.anatomy import position_limit
+from ..backbones.anatomy import position_limit, rows_of
 from ..base.refusals import require
 from .expansion import Level, precise
 
@@ -15,16 +17,20 @@ PREFIX_TOKENS = 4096  # of the rows of one prefix pass, their padding included
 PREFIX_LOGITS = 2**24  # numbers, of one prefix pass
 
 
+_busy: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()  # a lock for each model
+
+
 @contextmanager
 def undisturbed(model):
-    """Evaluation mode without gradients inside; every module's mode as before afterwards, also on error."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        with torch.no_grad():
-            yield model.eval()
-    finally:
-        for module in training:
-            module.training = True
+    """Evaluation mode without gradients inside; every module's mode as before afterwards, also on error. Other threads wait."""
+    with _busy.setdefault(model, threading.RLock()):
+        training = [module for module in model.modules() if module.training]
+        try:
+            with torch.no_grad():
+                yield model.eval()
+        finally:
+            for module in training:
+                module.training = True
 
 
 _kept: ContextVar[dict | None] = ContextVar("mtp_prefixes", default=None)
@@ -89,7 +95,7 @@ class Rows:
         seen = f"{self.longest - self.offset + 1} tokens + {name} {self.offset} - 1 = {self.longest}"
         require(self.longest <= limit, f"input_ids: {seen} is above the model's {limit} positions")
         head = model.get_output_embeddings()
-        self.vocab = known if head is None else head.weight.shape[0]
+        self.vocab = known if head is None else rows_of(head)
 
     def batches(self, model, engine_class):
         """Yield (engine, roots, where): wanted positions as a Level of depth 0, and their (row, column) (P, 2) here."""

@@ -9,15 +9,23 @@ from .expansion import PATHS_AT_ONCE, Level, accumulate, best, children, distrib
 def uniforms(seeds, n, width, device):
     """(P, n, width) in [0, 1), each root's own stream: what is drawn does not depend on batching."""
     draws = np.stack([np.random.default_rng(seed).random((n, width)) for seed in seeds])
-    return torch.from_numpy(draws).to(device, precise(device))
+    dtype = precise(device)
+    return torch.from_numpy(draws).to(dtype).clamp_max_(1 - torch.finfo(dtype).eps / 2).to(device)  # float32 may round up to 1
 
 
 def inverse_cdf(p, row, u):
-    """Token (s,) at which the cumulative sum of p (m, V), not normalised, passes u (s,), in row (s,)."""
+    """Token (s,) at which the cumulative sum of p (m, V), not normalised, passes u (s,), in row (s,).
+
+    Each is looked for in its own row: in one ascending sequence over all rows, float32 has no digits left for u.
+    """
     cdf = p.to(u.dtype).cumsum(-1)
     cdf /= cdf[:, -1:].clone().clamp_min_(torch.finfo(u.dtype).tiny)
-    cdf += torch.arange(len(p), device=p.device)[:, None]  # one ascending sequence over all rows
-    return (torch.searchsorted(cdf.view(-1), u + row, right=True) - row * p.shape[1]).clamp(0, p.shape[1] - 1)
+    low, high = torch.zeros_like(row), torch.full_like(row, p.shape[1] - 1)  # the last one, where nothing passes u
+    for _ in range((p.shape[1] - 1).bit_length()):
+        middle = (low + high) // 2
+        passed = cdf[row, middle] > u
+        low, high = torch.where(passed, low, (middle + 1).minimum(high)), torch.where(passed, middle, high)
+    return low
 
 
 def by_samples(engine, roots, offset, k, seeds, n, sums):
@@ -64,21 +72,13 @@ def grow(engine, roots, offset, k, u):
 
 def exits(tree, left, u):
     """Where each sample leaves the tree: its share of the probability (P,), depth (P, n), node of that level (P, n)."""
-    levels = tree[: len(left)]
-    base, (n_roots, n) = levels[0].root[0], u.shape
-    root = torch.cat([level.root for level in levels]) - base
-    depth = torch.cat([torch.full_like(level.root, level.depth) for level in levels])
-    node = torch.cat([torch.arange(len(level.root), device=u.device) for level in levels])
-    mass = torch.cat(left)
-    order = root.argsort(stable=True)
-    root, depth, node, mass = root[order], depth[order], node[order], mass[order]
-    total = torch.zeros(n_roots, dtype=mass.dtype, device=u.device).index_add_(0, root, mass)
-    cdf = mass.cumsum(0) - (total.cumsum(0) - total)[root]
-    cdf = (cdf / total[root].clamp_min(torch.finfo(u.dtype).tiny)).clamp(0, 1) + root
-    last = root.bincount(minlength=n_roots).cumsum(0) - 1
-    pick = torch.searchsorted(cdf, u + torch.arange(n_roots, device=u.device)[:, None], right=True)
-    pick = pick.minimum(last[:, None])
-    return total / n, depth[pick], node[pick]
+    levels, n_roots = tree[: len(left)], len(u)
+    node = [torch.arange(len(level.root), device=u.device).view(n_roots, -1) for level in levels]  # as many below each root
+    depth = torch.cat([torch.full_like(x, level.depth) for x, level in zip(node, levels, strict=True)], 1)
+    node, mass = torch.cat(node, 1), torch.cat([x.view(n_roots, -1) for x in left], 1)
+    row = torch.arange(n_roots, device=u.device).repeat_interleave(u.shape[1])
+    pick = inverse_cdf(mass, row, u.reshape(-1)).view(u.shape)
+    return mass.sum(1) / u.shape[1], depth.gather(1, pick), node.gather(1, pick)
 
 
 def walk(engine, level, tokens, share, node, here, offset, u, sums):

@@ -1,0 +1,115 @@
+"""What rounding does in a model's answers: in which numbers it computes, the same pass in float32, and whether what it says of a
+text depends on what is read beside it."""
+
+import contextlib
+import weakref
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from ..base.refusals import CannotDo, require
+from .anatomy import last_only, position_limit
+
+TOKENS = 16  # of the two texts read alone and beside each other
+ROUNDING = 2**10  # units in the last place of the largest logit, by which a model's layers may have magnified one
+
+
+def halves(model) -> set[torch.dtype]:
+    """Dtypes of the weights that are narrower than float32."""
+    return {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize < 4}
+
+
+def computed_in(model) -> tuple[str, ...]:
+    """What decides how the model's numbers are rounded: its weights' dtypes, autocast, TF32, attention, device."""
+    device = model.device.type
+    cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
+    dtypes = sorted({str(p.dtype) for p in model.parameters()})
+    short = "tf32" if _short_products(device) else ""
+    return *dtypes, cast, short, str(model.config.get_text_config()._attn_implementation), str(model.device)
+
+
+def coarsest(model) -> torch.dtype:
+    """The dtype with the digits of the coarsest thing computed; TF32 has those of float16."""
+    device = model.device.type
+    dtypes = halves(model) | ({torch.get_autocast_dtype(device)} if torch.is_autocast_enabled(device) else set())
+    dtypes |= {torch.float16} if _short_products(device) and model.dtype == torch.float32 else set()
+    return max(dtypes or {model.dtype}, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _products(device: str):
+    return torch.backends.mkldnn.matmul if device == "cpu" else torch.backends.cuda.matmul
+
+
+def _short_products(device: str) -> bool:
+    """Whether products of float32 matrices may be rounded more (TF32); read where old and new settings agree."""
+    return _products(device).fp32_precision not in ("none", "ieee")
+
+
+class _Widened(TorchFunctionMode):
+    """Every function gets float32 for what is narrower: weights for one call each, so that no copy of the model is held."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.embedding:  # some rows of a table, which need no copy of the whole
+            return tree_map(_wide, func(*args, **kwargs))
+        return tree_map(_wide, func(*tree_map(_wide, args), **tree_map(_wide, kwargs)))
+
+
+def _wide(x):
+    if isinstance(x, torch.dtype):
+        return torch.float32 if x.is_floating_point and x.itemsize < 4 else x
+    narrow = isinstance(x, torch.Tensor) and torch.Tensor.is_floating_point(x) and x.element_size() < 4
+    return x.float() if narrow else x
+
+
+@contextlib.contextmanager
+def in_float32(model):
+    """Inside, this thread's passes of the model compute in float32 at least, with its weights as they are; for short passes."""
+    products = _products(model.device.type)
+    before = products.fp32_precision
+    products.fp32_precision = "ieee"
+    try:
+        widened = _Widened() if halves(model) else contextlib.nullcontext()
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False), widened:
+            yield
+    finally:
+        products.fp32_precision = before
+
+
+_alone: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+
+
+def refuse_company(model, name: str = "") -> None:
+    """Raises CannotDo where what the model says of a text changes with the text beside it, by more than rounding in float32:
+    a norm over the batch, experts of limited room, activations quantised over a whole batch. In evaluation mode."""
+    known = _alone.setdefault(model, {})
+    way = computed_in(model)
+    if way not in known:
+        known[way] = _moved_by_company(model)
+    moved = known[way]
+    what = f"what {name or type(model).__name__} says of a text changes with the text beside it (logits by {moved:.1e})"
+    require(not moved, f"{what}: nothing can be said of one text alone", CannotDo)
+
+
+@torch.no_grad()
+def _moved_by_company(model) -> float:
+    """By how much a text's logits move, beside another text, more than rounding explains; 0.0 where they do not."""
+    rows = model.get_input_embeddings().num_embeddings
+    length = int(min(TOKENS, position_limit(model.config)))
+    ids = torch.randint(rows, (3, length), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids[2] = ids[1, 0]  # beside a text of one token alone, too
+
+    def logits(which):
+        try:
+            with in_float32(model):
+                return model(input_ids=ids[which], use_cache=False, **last_only(model)).logits[0]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # operations of its own, which know their dtype alone
+            return model(input_ids=ids[which], use_cache=False, **last_only(model)).logits[0]
+
+    own = logits([0])
+    moved = max((logits([0, other]) - own).abs().max().item() for other in (1, 2))
+    allowed = ROUNDING * torch.finfo(own.dtype).eps * own.abs().max().item()
+    return moved if moved > min(allowed, own.abs().max().item() / 8) else 0.0
