@@ -9,10 +9,10 @@ import argparse
 import re
 import signal
 import warnings
-from collections import Counter
 
 import pandas as pd
 import torch
+import transformers
 from tables import HERE, splice
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -33,24 +33,42 @@ SIZES = {
     r"first_k_dense|first_dense|num_dense_layers": 1,
     r"num_hidden_layers|n_layers?$|num_layers|(encoder|decoder)_layers$|num_blocks$": 2,
     r"num_nextn|num_mtp|num_kv_shared": 0,
+    r"qk_head_dim": 12,
     r"qk_rope_head_dim|rotary_dim$": 4,
     r"v_head_dim": 6,
     r"kv_lora_rank|q_lora_rank|lora_rank": 8,
+    r"n_group$|topk_group|n_groups$|ngroups": 1,
     r"index_topk|topk_tokens": 4,
     r"top_?k|experts_per_tok|num_selected|moe_k$": 2,
-    r"n_group$|topk_group|n_groups$|ngroups": 1,
     r"(num|n)_.*experts?$|num_experts|moe_num": 4,
     r"(key_value|kv)_heads?$|kv_n_heads|num_key_value": 2,
     r"heads?$|^n_head": 4,
     r"head_?dim|head_size|d_head$|d_kv$|channels$": 8,
     r"intermediate|ffn|^n_inner|d_inner|mlp_dim|d_ff": 48,
-    r"hidden_size|n_embd|d_model|^dim$|embed(ding)?_(size|dim|proj_dim)|^emb_dim|lru_width|hidden_dim|attention_hidden|dim_model": 32,
+    r"hidden_size|n_embd|d_model|^dim$|embed(ding)?_(size|dim|proj_dim)|^emb_dim|lru_width|hidden_dim|dim_model": 32,
     r"d_state|state_size|ssm_state": 8,
     r"chunk_size|block_size": 4,
 }
 EXACT = {  # of one kind of configuration, where the names' rules do not hold
     "mamba2": {"num_heads": 8},
+    "bamba": {"mamba_d_head": 8, "attn_layer_indices": [1]},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_d_head": 8},
+    "granitemoehybrid": {"mamba_d_head": 8, "layer_types": ["mamba", "attention"]},
+    "jamba": {"attn_layer_offset": 1, "expert_layer_offset": 1},
+    "deepseek_v2": {"topk_group": 1, "n_group": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "whisper": {"decoder_attention_heads": 4, "encoder_attention_heads": 4, "decoder_layers": 2, "encoder_layers": 2},
+    "marian": {"decoder_vocab_size": VOCAB, "pad_token_id": 0},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "dots1": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
+    "reformer": {"axial_pos_embds": False, "is_decoder": True},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
 }
+WAYS = {"Packed": "packed", "Expanded": "expanded cache", "Reference": "full re-runs"}
 COLUMNS = ["class", "configuration", "served", "max |dp|", "reason"]
 
 
@@ -68,7 +86,7 @@ def sizes(config):
     if "num_key_value_heads" in given:  # latent attention has as many as queries
         found["num_key_value_heads"] = 4 if given.get("kv_lora_rank") else 2
     if "head_dim" in given:
-        found["head_dim"] = 8
+        found["head_dim"] = 4 if "qk_rope_head_dim" in given else 8  # there it is that of the rotated part
     return found
 
 
@@ -82,7 +100,8 @@ def tiny(kind):
         config = make(**change)
     build = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     torch.manual_seed(0)
-    model = build(config if "Conditional" in build.__name__ else config.get_text_config(decoder=True)).float().eval()
+    model = build(config if "Conditional" in build.__name__ or not config.sub_configs else config.get_text_config(decoder=True))
+    model = model.float().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -106,7 +125,7 @@ def served(model):
             error = max(error, (ours - theirs).abs().max().item())
         with undisturbed(model):
             engine, reason = engine_for(model, 16)
-    return engine.__name__, reason or "", error
+    return WAYS[engine.__name__], reason or "", error
 
 
 def looked_at(kind):
@@ -134,10 +153,28 @@ def main():
     parser.add_argument("--only", nargs="*", help="model types; prints alone")
     given = parser.parse_args()
     rows = []
+    transformers.logging.set_verbosity_error()
     for kind in given.only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         rows.append(looked_at(kind))
         print(*rows[-1], sep=", ", flush=True)
-    print(Counter(row[2] for row in rows))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    print(table["served"].value_counts().to_string())
+    if not given.only:
+        publish(table)
+
+
+def publish(table):
+    """The whole table, and in the README one line a way."""
+    table.to_csv(HERE / "classes.csv", index=False, lineterminator="\n", float_format="%.1e")
+    once = table.drop_duplicates("class")
+    lines = [f"transformers {transformers.__version__}, {len(once)} classes.", ""]
+    lines += ["| served | classes | largest difference | which |", "|---|---|---|---|"]
+    for way in [*WAYS.values(), "cannot be run", "cannot be built"]:
+        here = once[once["served"] == way]
+        which = ", ".join(here["configuration"]) if way != WAYS["Packed"] else "the others"
+        worst = here["max |dp|"].max()
+        lines.append(f"| {way} | {len(here)} | {'' if here.empty or pd.isna(worst) else f'{worst:.0e}'} | {which} |")
+    splice("classes", lines)
 
 
 if __name__ == "__main__":

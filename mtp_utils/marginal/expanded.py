@@ -1,4 +1,4 @@
-"""The expanded cache: the prefix once, then each position's candidates as a batch on its cache, repeated; as a user would write it.
+"""The expanded cache: the prefix once, then each position's candidates as a batch on its cache, as a user would write it.
 
 For models that packed passes do not serve but whose cache can be copied: attention of any kind, recurrent states. A cache of
 plain keys and values is cut at the position. Any other cannot be taken back, so it is led from position to position, a token at
@@ -11,7 +11,7 @@ import math
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DummyLayer, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from ..backbones.anatomy import last_only
 
@@ -33,8 +33,9 @@ class Expanded:
         self.kept, self.room = {}, CACHE_BYTES
         parameters = inspect.signature(model.forward).parameters
         self.name = next((name for name in NAMES if name in parameters), None)
-        if self.name is None or "use_cache" not in parameters:
+        if self.name is None:
             raise NotImplementedError("no cache")
+        self.placed = "position_ids" in parameters  # some count them wrongly from the cache of their first layer
         out = model(input_ids=ids, use_cache=True)
         self.logits = out.logits[rows, t]  # (P, V)
         self.cache = out.get(self.name)
@@ -60,26 +61,30 @@ class Expanded:
             size = self.step(cache)
             for start in range(first, last, size):
                 stop = min(start + size, last)
-                yield start, stop, self.after(cache, level.path(start, stop))
+                yield start, stop, self.after(cache, int(self.t[root]), level.path(start, stop))
 
     def step(self, cache):
         """Candidates of one pass."""
         fits = min(CACHE_BYTES // max(1, size_of(cache)), LOGIT_BYTES // self.logits[0].nbytes)
         return max(1, min(PASS, fits))
 
-    def after(self, cache, path):
-        """Logits (n, V) after each path (n, depth) below the position of that cache of one row."""
+    def after(self, cache, t, path):
+        """Logits (n, V) after each path (n, depth) below position t, to which that cache of one row leads."""
         cache = mapped(cache, lambda x: x.expand(len(path), *x.shape[1:]) if self.cut else x.repeat_interleave(len(path), 0))
-        return self.run(path, cache)[0] if self.cut else self.led(path, cache)[0]
+        return (self.run if self.cut else self.led)(path, t + 1, cache)[0]
 
-    def run(self, ids, cache=None):
-        """Logits (n, V) after the last token, and the cache after it."""
-        out = self.model(input_ids=ids, use_cache=True, **({self.name: cache} if cache is not None else {}), **last_only(self.model))
+    def run(self, ids, start=0, cache=None):
+        """Logits (n, V) after the last token of ids (n, m), which stand at positions from `start`, and the cache after it."""
+        given = {} if cache is None else {self.name: cache}
+        if self.placed and cache is not None:
+            given["position_ids"] = torch.arange(start, start + ids.shape[1], device=ids.device).expand(len(ids), -1)
+        out = self.model(input_ids=ids, use_cache=True, **given, **last_only(self.model))
         return out.logits[:, -1], out.get(self.name)
 
-    def led(self, ids, cache):
-        for token in ids.split(1, 1):
-            logits, cache = self.run(token, cache)
+    def led(self, ids, start, cache):
+        """`run`, a token at a time, as in generation."""
+        for i, token in enumerate(ids.split(1, 1)):
+            logits, cache = self.run(token, start + i, cache)
         return logits, cache
 
     def cache_of(self, root):
@@ -94,7 +99,7 @@ class Expanded:
         ahead = math.inf if last is None or int(self.rows[last]) != row else t - int(self.t[last])
         if 0 <= ahead <= STEPS:
             cache = mapped(cache, torch.clone)
-            cache = self.led(ids[:, t + 1 - ahead :], cache)[1] if ahead else cache
+            cache = self.led(ids[:, t + 1 - ahead :], t + 1 - ahead, cache)[1] if ahead else cache
         else:
             cache = self.run(ids)[1]
         self.where_from = root, cache
@@ -106,10 +111,10 @@ class Expanded:
 
 def can_be_cut(cache, length):
     """Whether it holds a key and a value for each token of the prefix, and nothing else."""
-    layers = cache.layers if isinstance(cache, Cache) and hasattr(cache, "layers") else [None]
+    tensors, layers = [], getattr(cache, "layers", [])
+    mapped(cache, lambda x: tensors.append(x) or x)
     whole = [x for x in layers if type(x) is DynamicLayer and x.is_initialized]
-    plain = all(type(x) in (DynamicLayer, DummyLayer) for x in layers) and whole
-    return bool(plain) and all(x.keys.shape[2] == length for x in whole)
+    return 0 < len(tensors) == 2 * len(whole) and all(x.shape[2] == length for x in tensors)
 
 
 def mapped(thing, change):
