@@ -49,6 +49,7 @@ SIZES = {
     r"d_state|state_size|ssm_state": 8,
     r"chunk_size|block_size": 4,
 }
+MIXED = {"layer_types": ["linear_attention", "full_attention"]}
 EXACT = {  # of one kind of configuration, where the names' rules do not hold
     "mamba2": {"num_heads": 8},
     "bamba": {"mamba_d_head": 8, "attn_layer_indices": [1]},
@@ -57,7 +58,9 @@ EXACT = {  # of one kind of configuration, where the names' rules do not hold
     "jamba": {"attn_layer_offset": 1, "expert_layer_offset": 1},
     "deepseek_v2": {"topk_group": 1, "n_group": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
+    "kimi_linear": MIXED,
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"), MIXED),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen4_exp"), {"text_config": MIXED}),
     "lfm3": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
@@ -66,7 +69,12 @@ EXACT = {  # of one kind of configuration, where the names' rules do not hold
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "dots1": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
     "reformer": {"axial_pos_embds": False, "is_decoder": True},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "zamba": {"layer_types": ["mamba", "hybrid"]},
+    "zamba2": {"layer_types": ["mamba", "hybrid"], "hybrid_layer_ids": [1]},
+    "xlnet": {"d_head": 8},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "xmod": {"default_language": "en_XX"},
+    "bailing_hybrid": {"num_experts": 4, "n_group": 1, "topk_group": 1, "partial_rotary_factor": 1.0},
 }
 WAYS = {"Packed": "packed", "Expanded": "expanded cache", "Reference": "full re-runs"}
 COLUMNS = ["class", "configuration", "served", "max |dp|", "reason"]
@@ -90,10 +98,14 @@ def sizes(config):
     return found
 
 
+def merged(found, exact):
+    return found | {name: merged(found[name], x) if isinstance(found.get(name), dict) else x for name, x in exact.items()}
+
+
 def tiny(kind):
     """A random model of that configuration's causal-LM class."""
     make = CONFIG_MAPPING[kind]
-    change = sizes(make()) | EXACT.get(kind, {})
+    change = merged(sizes(make()), EXACT.get(kind, {}))
     try:
         config = make(**change, is_decoder=True)
     except (TypeError, ValueError):

@@ -109,7 +109,10 @@ class Packed:
         self.cache = DynamicCache()
         self.cache.layer_class_to_replicate = PrefixLayer
         columns, where = t.unique(return_inverse=True)
-        logits = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=columns).logits
+        try:
+            logits = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=columns).logits
+        except IndexError as error:  # it looks for states that this cache does not have
+            raise NotImplementedError("layers that keep something else than keys and values") from error
         index = rows * logits.shape[1] + (t if logits.shape[1] == ids.shape[1] else where)
         flat = logits.flatten(0, 1)
         self.logits = flat if len(index) == len(flat) else flat[index]  # (P, V)
