@@ -17,7 +17,7 @@ from ..base import paths, ranks
 from ..base.runtime import progress, seed_for
 from ..marginal.expansion import children
 from ..marginal.future import engine_to_use, one_token
-from ..marginal.reference import Reference
+from ..marginal.packed import Packed
 from ..marginal.rows import Rows, undisturbed
 from ..marginal.sampling import uniforms
 
@@ -140,7 +140,7 @@ def _draw(model, ids: torch.Tensor, horizon: int, seeds: torch.Tensor, drawn: to
         with undisturbed(model):
             prefix = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
             for engine, roots, where in rows.batches(model, engine_to_use(model, rows)):
-                streams, slow = rows.seeds(seeds, where), isinstance(engine, Reference)
+                streams, slow = rows.seeds(seeds, where), not isinstance(engine, Packed)
                 for level in roots.split(max(1, engine.capacity // horizon)):
                     here = level.root.tolist()
                     row, column = where[here].T.cpu()

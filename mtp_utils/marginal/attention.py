@@ -132,24 +132,41 @@ def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None,
         raise NotImplementedError(f"attention with {extra or 'a mask, dropout or a cache'} of the model's own")
     plan.calls += 1
     plan.windows.add(sliding_window)
-    layer = plan.layers[module.layer_idx]
+    index = module.layer_idx
+    prefix = whole_prefix(plan.layers[index], module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out, lse = over_prefix(plan, layer, query[0], value.shape[-1], scale, sliding_window, softcap)
+    out, lse = over_prefix(plan, prefix, query[0], value.shape[-1], scale, sliding_window, softcap)
     if sinks is not None:
         sinks = sinks.to(lse.dtype)[:, None]
         out, lse = out * torch.sigmoid(lse - sinks).unsqueeze(-1), torch.logaddexp(lse, sinks)
     near = [(key[0], value[0])]
-    near += [tuple(x.index_select(1, rows.to(x.device)) for x in at.kv[module.layer_idx]) for at, rows in plan.lineage]
+    for at, rows in plan.lineage:
+        cached = [x.index_select(1, rows.to(x.device)) for x in at.kv[index]]
+        near.append([x[0] for x in module.expand_kv(*(x[None] for x in cached))] if latent(module) else cached)
     for distance, (k, v) in enumerate(near):
         if not sliding_window or distance < sliding_window:
             out, lse = absorb(out, lse, query[0], k, v, scale, softcap)
     return out.to(query.dtype).transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
-def over_prefix(plan, layer, query, width, scale, window, softcap):
+def latent(module):
+    """Whether the cache holds a compressed form of keys and values, from which the module makes them (latent attention)."""
+    return hasattr(module, "expand_kv")
+
+
+def whole_prefix(layer, module):
+    """Keys and values (B, H, T, D) of the prefix; of latent attention made once, as wide as its heads."""
+    if not latent(module):
+        return layer.keys, layer.values
+    if layer.opened is None:
+        layer.opened = module.expand_kv(layer.keys, layer.values)
+    return layer.opened
+
+
+def over_prefix(plan, prefix, query, width, scale, window, softcap):
     """Attention of all candidates over the prefix keys they see: (H, n, D) -> (H, n, width), lse (H, n)."""
     heads, n, _ = query.shape
-    groups = heads // layer.keys.shape[1]
+    groups = heads // prefix[0].shape[1]
     dtype = torch.promote_types(query.dtype, torch.float32)
     out = torch.empty(n, heads, width, dtype=dtype, device=query.device).transpose(0, 1)  # as the model wants it back
     lse = torch.empty(heads, n, dtype=dtype, device=query.device)
@@ -159,7 +176,7 @@ def over_prefix(plan, layer, query, width, scale, window, softcap):
         start, stop, row, _, _ = chunk
         first, last = plan.keys(chunk, window)
         q = query[:, start:stop].reshape(1, heads // groups, groups * (stop - start), -1)  # a group shares its keys
-        k, v = (x[row : row + 1, :, first:last] for x in (layer.keys, layer.values))
+        k, v = (x[row : row + 1, :, first:last] for x in prefix)
         o, s = kernel(q, k, v, plan.mask(chunk, window, groups, q.dtype, q.device), scale, softcap)
         out[:, start:stop], lse[:, start:stop] = o.reshape(heads, -1, width), s.reshape(heads, -1)
     return out, lse

@@ -119,7 +119,7 @@ def one_token(u):
 
 
 def engine_to_use(model, rows, reference=False):
-    """The packed engine where it may be trusted with these lengths, else the reference, with a warning."""
+    """The packed engine where it may be trusted with these lengths, else the next best, with a warning."""
     if not rows.longest:
         return Reference
     refuse_company(model)
@@ -127,7 +127,8 @@ def engine_to_use(model, rows, reference=False):
         return Reference
     engine, reason = engine_for(model, rows.longest)
     if reason:
-        warnings.warn(f"{type(model).__name__} cannot be packed ({reason}): slow full re-runs", stacklevel=3)
+        way = "slow full re-runs" if engine is Reference else "its cache is repeated at each position, several times slower"
+        warnings.warn(f"{type(model).__name__} cannot be packed ({reason}): {way}", stacklevel=3)
     return engine
 
 

@@ -5,10 +5,12 @@ as many as its work wants, the LM head over as many as its logits allow.
 """
 
 import dataclasses
+import inspect
 import math
 import threading
 import warnings
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -43,6 +45,7 @@ class PrefixLayer(DynamicLayer):
 
     packed = keep = False
     fresh = None  # the candidates' own, where they are to be kept
+    opened = None  # of latent attention: the prefix's keys and values, as its heads want them
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.packed:
@@ -77,6 +80,29 @@ def _switched(model):
             config._attn_implementation_internal = before
 
 
+@contextmanager
+def positions_told(model, positions):
+    """Inside, embeddings of positions that would be counted from the cache's length are given these (n,) instead."""
+
+    def tell(module, args, kwargs):
+        given = kwargs.get("position_ids")
+        return args, kwargs | {"position_ids": positions} if given is None or given.ndim == 1 else kwargs
+
+    hooks = [module.register_forward_pre_hook(tell, with_kwargs=True) for module in model.modules() if counts(type(module))]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@lru_cache
+def counts(kind):
+    """Whether modules of that class embed positions, those after a length they are given or others if told."""
+    names = inspect.signature(kind.forward).parameters
+    return {"past_key_values_length", "position_ids"} <= set(names) and next(reversed(names)) == "position_ids"
+
+
 class Packed:
     """p(. | prefix, path) for whole levels of paths, by packed passes.
 
@@ -91,7 +117,10 @@ class Packed:
         self.cache = DynamicCache()
         self.cache.layer_class_to_replicate = PrefixLayer
         columns, where = t.unique(return_inverse=True)
-        logits = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=columns).logits
+        try:
+            logits = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=columns).logits
+        except IndexError as error:  # it looks for states that this cache does not have
+            raise NotImplementedError("layers that keep something else than keys and values") from error
         index = rows * logits.shape[1] + (t if logits.shape[1] == ids.shape[1] else where)
         flat = logits.flatten(0, 1)
         self.logits = flat if len(index) == len(flat) else flat[index]  # (P, V)
@@ -160,7 +189,7 @@ class Packed:
         root = level.root[start:stop]
         t, rows = self.t[root], self.rows[root]
         plan = Plan(self.layers, rows, t, level.depth, self.budget.queries, level.lineage(start, stop))
-        with attention_switched(self.model), serving(plan):
+        with attention_switched(self.model), serving(plan), positions_told(self.model, t + level.depth):
             out = run(
                 input_ids=level.token[None, start:stop],
                 position_ids=(t + level.depth)[None],

@@ -1,4 +1,4 @@
-"""The obvious engine (full re-runs), and the self-check that decides whether the packed one may replace it."""
+"""The obvious engine (full re-runs), and the self-check that decides whether a faster one may replace it."""
 
 import math
 import re
@@ -9,6 +9,7 @@ import torch
 
 from ..backbones.anatomy import last_only, position_limit
 from ..backbones.rounding import coarsest, computed_in
+from .expanded import Expanded
 from .expansion import Level
 from .packed import Packed
 
@@ -51,7 +52,7 @@ def active_lengths(config, longest):
 
 
 def engine_for(model, longest):
-    """Packed where the self-check on this very model and configuration allows it, else (Reference, the reason)."""
+    """(engine, why none before it): Packed, Expanded or Reference, the first that this very model's self-check allows."""
     config = model.config.get_text_config()
     lengths = active_lengths(config.to_dict(), longest)
     other = set(active_lengths(config.to_dict(), torch.inf).values()) - set(lengths.values())
@@ -61,23 +62,39 @@ def engine_for(model, longest):
     if key in known:
         return known[key]
     total = min([max([0, *lengths.values()]) + 16, *other])  # beyond what acts in this call, not beyond more
-    try:
-        reason, conclusive = compare(model, max(1, total - 2), lengths)
-        if reason is None:  # kept for itself: the short check may have to be made again
-            known[key, "wide"] = known[key, "wide"] if (key, "wide") in known else compare_wide(model, max(1, longest - 1))
-            reason = known[key, "wide"]
-    except torch.OutOfMemoryError:  # of this moment, not of the model
-        raise
-    except Exception as error:  # whatever the model does not support is a reason, not a failure
-        reason, conclusive = f"{type(error).__name__}: {error}", True
-    answer = (Packed, None) if reason is None else (Reference, reason)
+
+    def wide():  # kept for itself: the short check may have to be made again
+        if (key, "wide") not in known:
+            known[key, "wide"] = compare_wide(model, max(1, longest - 1))
+        return known[key, "wide"]
+
+    answer, reasons, conclusive = Reference, [], True
+    for engine in (Packed, Expanded):
+        reason, sure = checked(model, engine, max(1, total - 2), lengths, wide if engine is Packed else None)
+        conclusive &= sure
+        if reason is None:
+            answer = engine
+            break
+        reasons.append(reason)
+    answer = answer, "; nor is its cache of use: ".join(reasons) or None
     if conclusive:
         known[key] = answer
     return answer
 
 
-def compare(model, length, lengths):
-    """Packed against reference on random ids: two rows, three positions, paths of length 0 to 2.
+def checked(model, engine, length, lengths, further=None):
+    """`compare`, and where it finds nothing the `further` check; whatever the model does not support is a reason, not a failure."""
+    try:
+        reason, conclusive = compare(model, engine, length, lengths)
+        return (further() if reason is None and further else reason), conclusive
+    except torch.OutOfMemoryError:  # of this moment, not of the model
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", True
+
+
+def compare(model, engine, length, lengths):
+    """That engine against reference on random ids: two rows, three positions, paths of length 0 to 2.
 
     Returns (reason not to trust or None, whether the model's attention matters enough for the check to prove anything).
     """
@@ -97,17 +114,21 @@ def compare(model, length, lengths):
     top = Level(roots, torch.ones_like(roots))
     first = below(top, [a, b])
     second = below(first, [c])
-    packed, reference = Packed(model, ids, rows, t), Reference(model, ids, rows, t)
+    ours_of, reference = engine(model, ids, rows, t), Reference(model, ids, rows, t)
     ours, theirs = (
-        torch.cat([log_probs(x) for level in (top, first, second) for _, _, x in engine.logits_of(level, True)])
-        for engine in (packed, reference)
+        torch.cat([log_probs(x) for level in (top, first, second) for _, _, x in way.logits_of(level, True)])
+        for way in (ours_of, reference)
     )
     if theirs.isnan().any():  # the caller will be told where
         return "its logits are not finite", False
-    if any("attention_chunk" in name for name in lengths):
+    packed = engine is Packed
+    if packed and any("attention_chunk" in name for name in lengths):
         return "attention in chunks", True
     windows = {value for name, value in lengths.items() if name.endswith(("window", "window_size"))}
-    if windows - packed.windows:
+    kinds = getattr(model.config.get_text_config(), "layer_types", None)
+    if kinds and not any("sliding" in kind or "local" in kind for kind in kinds):
+        windows = set()  # no layer has it
+    if packed and windows - ours_of.windows:
         return f"a window of {windows} that its attention does not announce", True
     error, tolerance = gap(ours, theirs), tolerance_of(model)
     if not error <= tolerance:  # what rounding alone does to the reference; that company does no more, refuse_company has seen

@@ -1,0 +1,121 @@
+"""Packed passes over more kinds of attention, and the expanded cache where they do not serve, against brute force."""
+
+import pytest
+import torch
+from test_marginal import SEQ, batch, brute_force
+from tiny_models import GROUPED, SHAPE, VOCAB, WIDE, tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BloomConfig,
+    DeepseekV3Config,
+    GraniteMoeHybridConfig,
+    MambaConfig,
+    MiniCPM3Config,
+    MistralConfig,
+    MptConfig,
+    SmolLM3Config,
+)
+
+from mtp_utils.marginal import expanded
+from mtp_utils.marginal.expanded import Expanded
+from mtp_utils.marginal.future import future_log_probs, future_tokens
+from mtp_utils.marginal.packed import Packed
+from mtp_utils.marginal.reference import checked, engine_for
+
+LATENT = dict(kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=6)
+MAMBA = dict(mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_expand=2)
+PACKED = {
+    "latent attention, keys wider than values": lambda: DeepseekV3Config(**WIDE, **LATENT, first_k_dense_replace=2, head_dim=4),
+    "latent attention, another class": lambda: MiniCPM3Config(**WIDE, **LATENT, head_dim=4),
+    "layers without positions": lambda: SmolLM3Config(**GROUPED, no_rope_layers=[1, 0]),
+    "positions counted from the cache": lambda: BartConfig(
+        vocab_size=VOCAB, d_model=16, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=24, encoder_layers=2
+    ),
+}
+EXPANDED = {
+    "recurrent and attention layers": lambda: GraniteMoeHybridConfig(
+        **SHAPE | dict(hidden_size=16), **MAMBA, shared_intermediate_size=24, num_local_experts=0, layer_types=["mamba", "attention"]
+    ),
+    "recurrent layers alone": lambda: MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4),
+    "a bias of its own": lambda: BloomConfig(vocab_size=VOCAB, hidden_size=16, n_layer=2, n_head=4),
+    "another bias of its own": lambda: MptConfig(vocab_size=VOCAB, d_model=16, n_layers=2, n_heads=4, max_seq_len=32),
+}
+
+
+def model_of(config, dtype=torch.float64):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.4)
+    return model.to(dtype).eval()
+
+
+def equals_brute_force(model, f, ids, mask, offset, tolerance):
+    for row, column in mask.nonzero().tolist():
+        prefix = ids[row, : column + 1][mask[row, : column + 1] == 1]
+        assert (f.log_probs[row, column] - brute_force(model, prefix, offset)[0]).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_what_is_one_rule_away_is_packed_and_exact(name):
+    model, (ids, mask) = model_of(PACKED[name]()), batch("left")
+    ids = ids.clamp(min=2)  # of some a padding token is another thing
+    for offset in (2, 3):
+        f = future_log_probs(model, ids, offset, exact=True, attention_mask=mask)
+        equals_brute_force(model, f, ids, mask, offset, 1e-9)
+    assert engine_for(model, SEQ + 3) == (Packed, None)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be packed")
+@pytest.mark.parametrize("name", EXPANDED)
+def test_what_cannot_be_packed_is_served_by_its_repeated_cache(name):
+    model, (ids, mask) = model_of(EXPANDED[name](), torch.float32), batch("left")
+    for offset in (2, 3):
+        f = future_log_probs(model, ids, offset, exact=True, attention_mask=mask)
+        equals_brute_force(model, f, ids, mask, offset, 1e-4)
+    assert engine_for(model, SEQ + 3)[0] is Expanded
+    with pytest.warns(UserWarning, match="cannot be packed .*its cache is repeated"):
+        tokens = future_tokens(model, ids, 3, attention_mask=mask)
+    prefix = ids[0, :4]
+    for _ in range(3):
+        with torch.no_grad():
+            prefix = torch.cat([prefix, model(prefix[None], use_cache=False).logits[0, -1:].argmax(-1)])
+    assert torch.equal(tokens[0, 3], prefix[-3:])
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be packed")
+@pytest.mark.parametrize("change", [dict(CACHE_BYTES=1), dict(STEPS=0), dict(PASS=2), dict(STEPS=2, CACHE_BYTES=5000)], ids=str)
+def test_how_a_cache_is_led_and_repeated_changes_nothing(change, monkeypatch):
+    for name in ("recurrent and attention layers", "a bias of its own"):
+        model, (ids, mask) = model_of(EXPANDED[name](), torch.float32), batch()
+        positions = torch.zeros_like(mask, dtype=torch.bool)
+        positions[:, [0, 1, 5]] = True
+        call = dict(attention_mask=mask, positions=positions)
+        kwargs = [dict(exact=True), dict(top_k=3), dict(mass=0.8), dict(samples=9)]
+        whole = [future_log_probs(model, ids, 3, **call, **k) for k in kwargs]
+        with monkeypatch.context() as patch:
+            for setting, value in change.items():
+                patch.setattr(expanded, setting, value)
+            for one, k in zip(whole, kwargs, strict=True):
+                other = future_log_probs(model, ids, 3, **call, **k)
+                assert (one.log_probs.exp() - other.log_probs.exp()).abs().max() < 1e-5
+                assert torch.equal(one.num_candidates, other.num_candidates)
+
+
+def test_a_sliding_cache_may_be_expanded_too():
+    for window in (2, 5):
+        model, (ids, mask) = tiny_model("mistral", sliding_window=window), batch()
+        assert isinstance(model.config, MistralConfig)
+        with torch.no_grad():
+            assert checked(model, Expanded, 20, {"sliding_window": window}) == (None, True)
+
+
+def test_a_model_without_a_cache_says_so():
+    model = tiny_model("llama")
+    forward = model.forward
+    model.forward = lambda input_ids, use_cache=False, **_: forward(input_ids=input_ids, use_cache=False)
+    reason, _ = checked(model, Expanded, 20, {})
+    assert "no cache" in reason
