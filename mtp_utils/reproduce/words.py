@@ -11,14 +11,15 @@ from ..base.profiles import PROFILES
 
 COMMANDS = ("check", "publish", "test", "setup", "lab")  # the last three are reproduce.sh's own
 FAILED, UNKNOWN_WORD, INTERRUPTED = 1, 2, 130  # exit codes
-FLAGS = {
-    "--only": {"nargs": "+", "metavar": "NN", "help": "run these notebooks alone, by their numbers"},
-    "--backbone": {"nargs": "+", "default": [], "metavar": "NAME", "help": "these models, small to large, instead of the ladder"},
-    "--text": {"metavar": "FILE", "help": "this text in place of the corpora"},
-    "--force": {"action": "store_true", "help": "measure again what these notebooks had measured"},
+FLAGS = {  # as a message names them -> what argparse makes of them
+    "--only NN ...": {"nargs": "+", "metavar": "NN", "help": "run these notebooks alone, by their numbers"},
+    "--backbone NAME ...": {"nargs": "+", "metavar": "NAME", "default": [], "help": "these models, not the ladder, small first"},
+    "--text FILE": {"metavar": "FILE", "help": "this text in place of the corpora"},
     "--dry-run": {"action": "store_true", "help": "look for everything the run needs, say so, and stop"},
+    "--force": {"action": "store_true", "help": "measure again what these notebooks had measured"},
     "--list": {"action": "store_true", "help": "say which notebooks there are, and run nothing"},
 }
+ALL_FLAGS = " and ".join(", ".join(FLAGS).rsplit(", ", 1))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,14 +64,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser("reproduce.sh", description="Run the notebooks and draw every figure.", allow_abbrev=False)
     parser.add_argument("word", nargs="?", default="default", help=f"{', '.join((*PROFILES, *COMMANDS))}")
     for flag, options in FLAGS.items():
-        parser.add_argument(flag, **options)
+        parser.add_argument(flag.split()[0], **options)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(f"unknown {' '.join(unknown)}; there are {', '.join(FLAGS)}")
+        parser.error(f"unknown {' '.join(unknown)}; there are {ALL_FLAGS}")
     if args.word not in (*PROFILES, *COMMANDS):
         parser.error(f"unknown word {args.word!r}; there are {', '.join((*PROFILES, *COMMANDS))}")
     if args.word in COMMANDS and args != parser.parse_args([args.word]):
-        parser.error(f"{args.word} takes no flags; {', '.join(FLAGS)} go with {', '.join(PROFILES)}")
+        parser.error(f"{args.word} takes no flags; {ALL_FLAGS} go with {', '.join(PROFILES)}")
     where = Path(os.environ.get("MTP_FROM") or ".")  # reproduce.sh was called from there
     text = args.text and where / Path(args.text).expanduser()
     if text and not text.is_file():
