@@ -129,7 +129,7 @@ def _seen(model, seen: dict, body, logits: torch.Tensor) -> Finish:
     if into.shape == last.shape and logits.shape == out.shape:
         before, config = _ratio(into, last), model.config.get_text_config().to_dict()
         caps = [x for n, x in config.items() if SOFT_CAP.search(n) and "att" not in n and isinstance(x, (int, float)) and x > 0]
-        ways = [(_ratio(_uncapped(logits, cap), out), cap) for cap in (*caps, None)]
+        ways = [(after, cap) for cap in (*caps, None) for after in (1.0, _ratio(_uncapped(logits, cap), out))]
         errors = [_error(_finished(out, *way), logits) for way in ways]
         best = next((i for i, error in enumerate(errors) if error < 0.1), errors.index(min(errors)))  # small logits: either
         after, cap = ways[best]

@@ -39,7 +39,7 @@ class HeadDrafter:
         for i, one in enumerate(self.heads):
             where = [self.layers.index(layer) for layer in one.layers]
             if one.spec.kind == "block":  # it alone reads the positions before: a cache for every row
-                rows = [one(x[None, :, where], memory.setdefault((i, r), {})) for r, x in enumerate(states)]
+                rows = [self._of_row(i, one, x[None, :, where], len(tokens[r]), memory, r) for r, x in enumerate(states)]
                 hidden = {k: torch.cat([row[k][:, -1] for row in rows]) for k in one.spec.offsets}
             else:
                 hidden = {k: h[:, 0] for k, h in one(torch.stack([x[-1:, where] for x in states])).items()}
@@ -48,6 +48,17 @@ class HeadDrafter:
                     n = widths[k - 2]
                     found[:, k - 2, :n] = one.log_probs(k, h).topk(n).indices.cpu()
         return found
+
+    @staticmethod
+    def _of_row(i: int, one: Heads, states: torch.Tensor, length: int, memory: dict, row: int) -> dict[int, torch.Tensor]:
+        """What a head that reads all positions says after a row of `length` tokens; as before, where the row has come to its end,
+        whose cache would outgrow the model's positions while other rows go on."""
+        known = memory.setdefault((i, row), {"seen": 0, "cache": {}, "said": None})
+        states = states[:, : length - 1 - known["seen"]]
+        if states.shape[1]:
+            known["seen"] += states.shape[1]
+            known["said"] = one(states, known["cache"])
+        return known["said"]
 
 
 class MarginalDrafter:

@@ -1,4 +1,4 @@
-"""What a model does to its last state, measured on that model; models whose states heads cannot read; wrappers of text decoders."""
+"""What a model does to its last state, measured on it; states that heads cannot read; what text decoders are wrapped in."""
 
 
 import numpy as np
@@ -80,6 +80,7 @@ def test_what_a_model_does_to_its_logits_is_measured_and_done_to_every_heads(nam
         assert (found - logits.float().log_softmax(-1)).abs().max() <= 3 * tolerance * logits.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot be packed")
 @pytest.mark.parametrize("name", ["granite", "minicpm3"])
 def test_heads_on_scaled_logits_draft_are_saved_and_learn_from_what_the_model_says(name, tmp_path):
     model, ids = made(SCALED[name][0](), torch.float32), texts()
@@ -108,7 +109,7 @@ def test_anything_else_done_to_logits_is_refused_by_what_needs_it_and_the_margin
 
 
 GEMMA3N = dict(vocab_size_per_layer_input=VOCAB, hidden_size_per_layer_input=4, laurel_rank=4, num_kv_shared_layers=0)
-GEMMA3N |= dict(sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"], activation_sparsity_pattern=[0.0, 0.0])
+GEMMA3N |= dict(sliding_window=WINDOW, layer_types=TEXT["layer_types"], activation_sparsity_pattern=[0.0, 0.0])
 UNEVEN = {
     "opt-350m": lambda: OPTConfig(**SHAPE, ffn_dim=24, word_embed_proj_dim=8, do_layer_norm_before=False),
     "gemma3n": lambda: Gemma3nTextConfig(**GROUPED, **GEMMA3N),
@@ -146,7 +147,8 @@ def wrapper(name, dtype=torch.float64):
     if name == "gemma3":
         config = Gemma3Config(text_config=TEXT, vision_config=vision, mm_tokens_per_image=4)
     else:
-        config = Mistral3Config(text_config=GROUPED | {"model_type": "mistral"}, vision_config=vision | {"model_type": "pixtral"})
+        parts = dict(text_config=GROUPED | {"model_type": "mistral"}, vision_config=vision | {"model_type": "pixtral"})
+        config = Mistral3Config(**parts, tie_word_embeddings=False)
     model = made(config, dtype, load.loader_of(config))
     text = AutoModelForCausalLM.from_config(model.config.get_text_config(), dtype=dtype).eval().requires_grad_(False)
     text.base_model.load_state_dict(decoder(model).state_dict())
@@ -206,7 +208,11 @@ def lora(model):
     return wrapped.eval()
 
 
-WRAPPERS = {"peft": lora, "compiled": lambda m: torch.compile(m, backend="eager"), "both": lambda m: torch.compile(lora(m), backend="eager")}
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+WRAPPERS = {"peft": lora, "compiled": compiled, "both": lambda model: compiled(lora(model))}
 
 
 @pytest.mark.parametrize("how", WRAPPERS)

@@ -184,11 +184,12 @@ def test_a_spec_that_means_nothing_is_refused(arguments, message):
         HeadSpec(**arguments)
 
 
-def test_a_model_that_scales_its_logits_is_refused():
+def test_heads_on_a_model_that_scales_its_logits_scale_theirs():
     b = tiny_backbone()
     b.model.register_forward_hook(lambda module, inputs, out: out.__setitem__("logits", 2 * out.logits))
-    with pytest.raises(ValueError, match="more than its LM head"):
-        Heads(b, HeadSpec())
+    heads = Heads(b, HeadSpec("residual", offsets=(2,)))
+    states, logits = states_of(b, heads.layers)
+    assert (heads.log_probs(2, heads(states)[2]) - logits.log_softmax(-1)).abs().max() < 1e-5
 
 
 def test_a_layer_the_backbone_lacks_is_refused():

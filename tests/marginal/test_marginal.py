@@ -1,11 +1,13 @@
 """The marginal against brute force, its bounds, its estimators and its manners, on tiny random models."""
 
+import copy
+
 import pytest
 import torch
 from tiny_models import CONFIGS, GROUPED, PACKED, VOCAB, WINDOW, tiny_model
 from transformers import AutoModelForCausalLM, GraniteConfig
 
-from mtp_utils.backbones.anatomy import unembeds
+from mtp_utils.backbones.anatomy import finish_of, unembeds
 from mtp_utils.marginal import attention, expansion, packed, reference
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
@@ -95,7 +97,7 @@ def test_small_blocks_give_the_same(name, monkeypatch):
         assert torch.equal(one.certified, other.certified)
 
 
-def test_a_model_that_scales_its_logits_is_packed_whole(candidates):
+def test_a_model_that_scales_its_logits_and_one_that_moves_them_are_packed(candidates):
     config = GraniteConfig(**GROUPED, logits_scaling=3.0)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
@@ -103,10 +105,14 @@ def test_a_model_that_scales_its_logits_is_packed_whole(candidates):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     ids, _ = batch()
-    assert not unembeds(model)
-    f = future_log_probs(model, ids[:1], 2, exact=True)
-    assert (f.log_probs[0, 4] - brute_force(model, ids[0, :5], 2)[0]).abs().max() < 1e-9
-    assert sum(candidates) >= SEQ * VOCAB
+    for apart in (True, False):
+        assert unembeds(model) is apart  # its LM head is run apart from its decoder, or with it
+        f = future_log_probs(model, ids[:1], 2, exact=True)
+        assert (f.log_probs[0, 4] - brute_force(model, ids[0, :5], 2)[0]).abs().max() < 1e-9
+        assert sum(candidates) >= SEQ * VOCAB
+        candidates.clear()
+        model = copy.deepcopy(model)
+        model.register_forward_hook(lambda module, inputs, out: out.__setitem__("logits", out.logits + torch.arange(VOCAB)))
 
 
 def test_out_of_memory_halves_the_passes_and_gives_the_same(neox, monkeypatch):
@@ -525,4 +531,4 @@ def test_a_scale_is_seen_though_the_first_tokens_row_is_zero():
         return out
 
     scaled.forward = with_scale
-    assert not unembeds(scaled)
+    assert finish_of(scaled).after == pytest.approx(3.0)
