@@ -27,7 +27,8 @@ def look(name: str, needed: int) -> list[str]:
     """What is worth saying of a backbone before it is measured on texts of `needed` tokens, a line each; the first: its size.
 
     Raises ValueError, in one line, where it cannot be measured rightly: an adapter, a quantised checkpoint, no tokenizer, weights
-    missing or of another shape, a token without a row, logits that are not finite, that know later tokens or the text beside theirs, too short a context.
+    missing or of another shape, a token without a row, logits that are not finite or that know later tokens or the text beside
+    theirs, too short a context.
     """
     folder, source = load._find(name, None)
     if source != "ladder":
