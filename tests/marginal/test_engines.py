@@ -12,7 +12,6 @@ from transformers import (
     GraniteMoeHybridConfig,
     MambaConfig,
     MiniCPM3Config,
-    MistralConfig,
     MptConfig,
     SmolLM3Config,
 )
@@ -35,7 +34,7 @@ PACKED = {
 }
 EXPANDED = {
     "recurrent and attention layers": lambda: GraniteMoeHybridConfig(
-        **SHAPE | dict(hidden_size=16), **MAMBA, shared_intermediate_size=24, num_local_experts=0, layer_types=["mamba", "attention"]
+        **SHAPE, **MAMBA, shared_intermediate_size=24, num_local_experts=0, layer_types=["mamba", "attention"]
     ),
     "recurrent layers alone": lambda: MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4),
     "a bias of its own": lambda: BloomConfig(vocab_size=VOCAB, hidden_size=16, n_layer=2, n_head=4),
@@ -62,7 +61,6 @@ def equals_brute_force(model, f, ids, mask, offset, tolerance):
 @pytest.mark.parametrize("name", PACKED)
 def test_what_is_one_rule_away_is_packed_and_exact(name):
     model, (ids, mask) = model_of(PACKED[name]()), batch("left")
-    ids = ids.clamp(min=2)  # of some a padding token is another thing
     for offset in (2, 3):
         f = future_log_probs(model, ids, offset, exact=True, attention_mask=mask)
         equals_brute_force(model, f, ids, mask, offset, 1e-9)
@@ -107,8 +105,7 @@ def test_how_a_cache_is_led_and_repeated_changes_nothing(change, monkeypatch):
 
 def test_a_sliding_cache_may_be_expanded_too():
     for window in (2, 5):
-        model, (ids, mask) = tiny_model("mistral", sliding_window=window), batch()
-        assert isinstance(model.config, MistralConfig)
+        model = tiny_model("mistral", sliding_window=window)
         with torch.no_grad():
             assert checked(model, Expanded, 20, {"sliding_window": window}) == (None, True)
 
