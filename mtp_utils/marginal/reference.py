@@ -86,15 +86,17 @@ def checked(model, engine, length, lengths):
 
 
 def compare(model, engine, length, lengths):
-    """That engine against reference on random ids: two rows, three positions, paths of length 0 to 2.
+    """That engine against reference on random ids: two rows, some positions (also before each of `lengths`), paths of 0 to 2.
 
     Returns (reason not to trust or None, whether the model's attention matters enough for the check to prove anything).
     """
     generator = torch.Generator().manual_seed(0)
     vocab = model.get_input_embeddings().num_embeddings
     ids = torch.randint(vocab, (2, length), generator=generator).to(model.device)
-    t = torch.tensor([length - 1, 0, length // 2, length - 1], device=model.device)[(length == 1) :]
-    rows = torch.tensor([0, 1, 1, 1], device=model.device)[(length == 1) :]
+    before = {value - 2 for value in lengths.values() if 2 <= value < length}  # whose paths reach what acts beyond that length
+    inner = sorted({0, length // 2, length - 1, *before}) if length > 1 else [0]
+    t = torch.tensor([length - 1, *inner] if length > 1 else inner, device=model.device)
+    rows = torch.tensor([0] * (length > 1) + [1] * len(inner), device=model.device)
     roots = torch.arange(len(t), device=model.device)
     a, b, c = (torch.randperm(vocab, generator=generator).repeat(3)[:3]).tolist()
 
