@@ -106,16 +106,17 @@ def beyond_rounding(model, check, *given):
 
 
 def compare(model, engine, length, lengths, slack=1):
-    """That engine against reference on random ids: two rows, four positions, paths of length 0 to 2.
+    """That engine against reference on random ids: two rows, some positions (also around each of `lengths`), paths of 0 to 2.
 
     Returns (reason not to trust or None, whether the model's attention matters enough for the check to prove anything).
     """
     generator = torch.Generator().manual_seed(0)
     vocab = model.get_input_embeddings().num_embeddings
     ids = torch.randint(vocab, (2, length), generator=generator).to(model.device)
-    early = min([length // 2, *lengths.values()]) // 2  # where what acts beyond a length does not act yet
-    t = torch.tensor([length - 1, 0, early, length // 2, length - 1], device=model.device)[(length == 1) :]
-    rows = torch.tensor([0, 1, 1, 1, 1], device=model.device)[(length == 1) :]
+    near = {value - back for value in lengths.values() for back in (2, value // 2) if back <= value < length}
+    inner = sorted({0, length // 2, length - 1, *near}) if length > 1 else [0]  # paths that stay below it, or reach beyond
+    t = torch.tensor([length - 1, *inner] if length > 1 else inner, device=model.device)
+    rows = torch.tensor([0] * (length > 1) + [1] * len(inner), device=model.device)
     roots = torch.arange(len(t), device=model.device)
     a, b, c = (torch.randperm(vocab, generator=generator).repeat(3)[:3]).tolist()
 
