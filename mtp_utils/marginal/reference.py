@@ -84,7 +84,7 @@ def engine_for(model, longest):
 
 
 def checked(model, engine, length, lengths, further=None):
-    """`compare`, then, if it finds nothing, the `further` check; whatever the model does not support is a reason, not a failure."""
+    """`compare`, and if it finds nothing the `further` check; what the model does not support is a reason, not a failure."""
     try:
         reason, conclusive = beyond_rounding(model, compare, engine, length, lengths)
         return (further() if reason is None and further else reason), conclusive

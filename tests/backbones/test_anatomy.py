@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import GROUPED, SHAPE, VOCAB, WINDOW, tiny_backbone, tiny_model
+from tiny_models import GROUPED, SHAPE, VOCAB, WINDOW, perturbed, tiny_backbone, tiny_model
 from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,
@@ -249,3 +249,13 @@ def test_a_map_of_too_large_a_vocabulary_is_what_the_model_cannot_do(monkeypatch
     spread.hf_device_map = {"a": 0, "b": 1}
     with pytest.raises(CannotDo, match="several devices"):
         Together(backbone(spread), None, Joint(1e-3, 8))
+
+
+def test_block_heads_draft_up_to_the_last_learned_position_in_rows_that_end_apart():
+    b, rng = tiny_backbone("opt"), torch.Generator().manual_seed(0)
+    drafter = HeadDrafter(perturbed(Heads(b, HeadSpec("block", offsets=(2, 3)))))
+    rows = [torch.randint(VOCAB, (n,), generator=rng) for n in (11, 12, 3)]
+    for end in range(VOCAB):
+        done = draft_and_verify(b.model, drafter, rows, 20, eos_token_id=end)
+        expected = [greedy_decode(b.model, row, 20, eos_token_id=end).tolist() for row in rows]
+        assert [row.tolist() for row in done.tokens] == expected
