@@ -1,7 +1,7 @@
 """Trees of paths below each position, enumerated: top-k per node. Whole paths by mass: mass.py. Sampling: sampling.py.
 
-An engine (packed.Packed or reference.Reference) computes p(. | prefix, path) for a level of paths; nothing here knows
-how, and nothing holds more than one block of (paths, vocab).
+An engine (packed.Packed, expanded.Expanded or reference.Reference) computes p(. | prefix, path) for a level of paths; nothing
+here knows how, and nothing holds more than one block of (paths, vocab).
 """
 
 import torch

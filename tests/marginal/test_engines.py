@@ -23,7 +23,7 @@ from mtp_utils.marginal.packed import Packed
 from mtp_utils.marginal.reference import checked, engine_for
 
 LATENT = dict(kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=6)
-MAMBA = dict(mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_expand=2)
+MAMBA = dict(mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_expand=2, mamba_chunk_size=8)
 PACKED = {
     "latent attention, keys wider than values": lambda: DeepseekV3Config(**WIDE, **LATENT, first_k_dense_replace=2, head_dim=4),
     "latent attention, another class": lambda: MiniCPM3Config(**WIDE, **LATENT, head_dim=4),
