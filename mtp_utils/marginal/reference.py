@@ -17,6 +17,7 @@ SLACK = 8  # of tolerances in half precision, where packing is right in float32
 LENGTHS = re.compile("window|chunk|position|context|local|length")  # settings that may act beyond some length
 
 _trusted: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+_wide: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 
 
 class Reference:
@@ -57,24 +58,26 @@ def engine_for(model, longest):
     lengths = active_lengths(config.to_dict(), longest)
     other = set(active_lengths(config.to_dict(), torch.inf).values()) - set(lengths.values())
     longest = min(2 ** max(6, math.ceil(math.log2(longest))), *other, position_limit(config))  # checked once for many lengths
-    key = (*computed_in(model), config.to_json_string(use_diff=False), tuple(sorted(lengths.items())), longest)
+    key = (*computed_in(model), config.to_json_string(use_diff=False), tuple(sorted(lengths.items())))
     known = _trusted.setdefault(model, {})
-    if key in known:
-        return known[key]
+    for (name, upto), answer in known.items():  # a longer check that was passed vouches for less
+        if name == key and (upto == longest or upto > longest and answer[1] is None):
+            return answer
     total = min([max([0, *lengths.values()]) + 16, *other])  # beyond what acts in this call, not beyond more
     try:
         reason, conclusive = beyond_rounding(model, compare, max(1, total - 2), lengths)
-        if reason is None and (key, "wide") not in known:  # kept for itself: the short check may have to be made again
-            known[key, "wide"] = beyond_rounding(model, compare_wide, max(1, longest - 1))
+        wide = _wide.setdefault(model, {})  # kept for itself: the short check may have to be made again
+        if reason is None and (key, longest) not in wide:
+            wide[key, longest] = beyond_rounding(model, compare_wide, max(1, longest - 1))
         if reason is None:
-            reason, _ = known[key, "wide"]
+            reason, _ = wide[key, longest]
     except torch.OutOfMemoryError:  # of this moment, not of the model
         raise
     except Exception as error:  # whatever the model does not support is a reason, not a failure
         reason, conclusive = f"{type(error).__name__}: {error}", True
     answer = (Packed, None) if reason is None else (Reference, reason)
     if conclusive:
-        known[key] = answer
+        known[key, longest] = answer
     return answer
 
 
