@@ -18,6 +18,7 @@ SLACK = 8  # of tolerances in half precision, where packing is right in float32
 LENGTHS = re.compile("window|chunk|position|context|local|length")  # settings that may act beyond some length
 
 _trusted: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+_wide: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 
 
 class Reference:
@@ -58,16 +59,18 @@ def engine_for(model, longest):
     lengths = active_lengths(config.to_dict(), longest)
     other = set(active_lengths(config.to_dict(), torch.inf).values()) - set(lengths.values())
     longest = min(2 ** max(6, math.ceil(math.log2(longest))), *other, position_limit(config))  # checked once for many lengths
-    key = (*computed_in(model), config.to_json_string(use_diff=False), tuple(sorted(lengths.items())), longest)
+    key = (*computed_in(model), config.to_json_string(use_diff=False), tuple(sorted(lengths.items())))
     known = _trusted.setdefault(model, {})
-    if key in known:
-        return known[key]
+    for (name, upto), answer in known.items():  # a longer check that was passed vouches for less
+        if name == key and (upto == longest or upto > longest and answer[1] is None):
+            return answer
     total = min([max([0, *lengths.values()]) + 16, *other])  # beyond what acts in this call, not beyond more
 
     def wide():  # kept for itself: the short check may have to be made again
-        if (key, "wide") not in known:
-            known[key, "wide"] = beyond_rounding(model, compare_wide, max(1, longest - 1))[0]
-        return known[key, "wide"]
+        seen = _wide.setdefault(model, {})
+        if (key, longest) not in seen:
+            seen[key, longest], _ = beyond_rounding(model, compare_wide, max(1, longest - 1))
+        return seen[key, longest]
 
     answer, reasons, conclusive = Reference, [], True
     for engine in (Packed, Expanded):
@@ -79,7 +82,7 @@ def engine_for(model, longest):
         reasons.append(reason)
     answer = answer, "; nor is its cache of use: ".join(reasons) or None
     if conclusive:
-        known[key] = answer
+        known[key, longest] = answer
     return answer
 
 
