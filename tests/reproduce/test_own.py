@@ -213,7 +213,7 @@ def test_a_notebook_about_heads_ends_in_order_on_a_backbone_that_can_have_none(f
     OPTForCausalLM(OPTConfig(**shape, do_layer_norm_before=False, **SHAPE)).save_pretrained(folder / "narrow")
     load_backbone("ladder/w16", device="cpu").tokenizer.save_pretrained(folder / "narrow")
     done = run_on(folder, tmp_path, "04", "narrow")
-    for line in ("frozen heads of own/narrow: OPTForCausalLM shows", "verdict C3a: no backbone", "the rest of the notebook: no"):
+    for line in ("frozen heads of own/narrow: OPTForCausalLM ", "verdict C3a: no backbone", "the rest of the notebook: no"):
         assert f"04 left out {line}" in done.stdout
     (made,) = tmp_path.glob("smoke+*")
     assert (made / "notebooks" / "04_frozen_heads.ipynb").is_file() and not list((made / "figures").glob("04_*"))
