@@ -228,6 +228,7 @@ def test_the_hub_is_asked_for_safetensors_only_and_no_remote_code(monkeypatch, t
         raise OSError("no network here")
 
     monkeypatch.setattr(backbones.fetch, "fetch", fetch)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_neox"}')
     monkeypatch.setattr(backbones.AutoModelForCausalLM, "from_pretrained", fake)
     with pytest.raises(ValueError, match="only models with safetensors are loaded"):
         load_backbone("some/model", revision="abc")

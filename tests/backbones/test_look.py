@@ -1,5 +1,6 @@
 """What would make every number wrong is said in one line before any work; what is merely unusual is not refused."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -129,3 +130,18 @@ def test_the_runner_refuses_with_exit_code_2_before_any_measuring_and_a_dry_run_
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith("reproduce.sh: own/broken: 1 weights are in none of its files")
     assert not list((tmp_path / "build").glob("*/tables"))
+
+
+def test_a_model_that_hears_the_text_beside_its_own_is_refused(tmp_path, monkeypatch):
+    folder, forward = saved(llama(), tmp_path / "it"), LlamaForCausalLM.forward
+
+    def beside(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits - 0.1 * out.logits.mean(0, keepdim=True)
+        return out
+
+    beside.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", beside)
+    with pytest.raises(ValueError, match=f"what {folder} says of a text changes with the text beside it") as error:
+        look(str(folder), NEEDED)
+    assert "\n" not in str(error.value)
