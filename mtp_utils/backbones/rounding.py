@@ -29,6 +29,11 @@ def computed_in(model) -> tuple[str, ...]:
     return *dtypes, cast, short, str(model.config.get_text_config()._attn_implementation), str(model.device)
 
 
+def state_of(model) -> int:
+    """A number that changes when the weights do (in place, or others in their stead); nothing of them is kept."""
+    return hash(tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()))
+
+
 def coarsest(model) -> torch.dtype:
     """The dtype with the digits of the coarsest thing computed; TF32 has those of float16."""
     device = model.device.type

@@ -5,7 +5,7 @@ import weakref
 import torch
 
 from ..backbones.anatomy import position_limit
-from ..backbones.rounding import coarsest, computed_in, in_float32
+from ..backbones.rounding import coarsest, computed_in, in_float32, state_of
 
 # In numbers of that dtype, the least margin; all there is to it where nothing is computed more coarsely than in float32.
 LEAST = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -22,16 +22,17 @@ def margin_of(model) -> float:
 
     A constant of the dtype in float32 and float64. Where less is computed with (half precision, autocast, TF32), SAFETY times the
     largest difference of a probability between the model's own pass over random tokens and one in float32 with the same weights,
-    which widens each weight for one operation, so that it needs no second copy; once for each way of computing.
+    which widens each weight for one operation, so that it needs no second copy; once for each way of computing, and again
+    when the weights have changed.
     """
     dtype = coarsest(model)
     least = LEAST.get(dtype, LEAST[torch.bfloat16])
     if dtype.itemsize >= 4:
         return least
-    known, name = _margins.setdefault(model, {}), computed_in(model)
-    if name not in known:
-        known[name] = max(least, _measured(model, UNMEASURED.get(dtype, UNMEASURED[torch.bfloat16])))
-    return known[name]
+    known, name, state = _margins.setdefault(model, {}), computed_in(model), state_of(model)
+    if name not in known or known[name][0] != state:
+        known[name] = state, max(least, _measured(model, UNMEASURED.get(dtype, UNMEASURED[torch.bfloat16])))
+    return known[name][1]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 
 from ..backbones.anatomy import last_only, position_limit
-from ..backbones.rounding import coarsest, computed_in, in_float32
+from ..backbones.rounding import coarsest, computed_in, in_float32, state_of
 from .expanded import Expanded
 from .expansion import Level
 from .packed import Packed
@@ -66,11 +66,11 @@ def engine_for(model, longest):
             return answer
     total = min([max([0, *lengths.values()]) + 16, *other])  # beyond what acts in this call, not beyond more
 
-    def wide():  # kept for itself: the short check may have to be made again
-        seen = _wide.setdefault(model, {})
-        if (key, longest) not in seen:
-            seen[key, longest], _ = beyond_rounding(model, compare_wide, max(1, longest - 1))
-        return seen[key, longest]
+    def wide(for_good):  # kept for itself, as the short check may have to be made again; for good with these weights alone
+        seen, state = _wide.setdefault(model, {}), state_of(model)
+        if (key, longest) not in seen or for_good and seen[key, longest][0] != state:
+            seen[key, longest] = state, beyond_rounding(model, compare_wide, max(1, longest - 1))[0]
+        return seen[key, longest][1]
 
     answer, reasons, conclusive = Reference, [], True
     for engine in (Packed, Expanded):
@@ -87,10 +87,11 @@ def engine_for(model, longest):
 
 
 def checked(model, engine, length, lengths, further=None):
-    """`compare`, and if it finds nothing the `further` check; what the model does not support is a reason, not a failure."""
+    """`compare`, and if it finds nothing the `further` check, told whether the first proves anything; what the model does not
+    support is a reason, not a failure."""
     try:
         reason, conclusive = beyond_rounding(model, compare, engine, length, lengths)
-        return (further() if reason is None and further else reason), conclusive
+        return (further(conclusive) if reason is None and further else reason), conclusive
     except torch.OutOfMemoryError:  # of this moment, not of the model
         raise
     except Exception as error:

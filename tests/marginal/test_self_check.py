@@ -95,6 +95,26 @@ def test_what_depends_on_a_candidates_place_in_the_pass_is_not_packed(floor_scal
     assert (f.log_probs[0, -1] - expected).abs().max() < 1e-6  # its rotary angles are float32
 
 
+def test_what_a_wide_pass_showed_of_other_weights_proves_nothing():
+    """Attention that reads nothing yet hides that it depends on a candidate's place; a margin is that of the weights, too."""
+    model, ids = llama4(64), random_ids((1, 12))
+    trained = {name: x.clone() for name, x in model.state_dict().items()}
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight.zero_()
+    assert reference.engine_for(model, 14)[0] is Packed
+    model.load_state_dict(trained)
+    with pytest.warns(UserWarning, match="cannot be packed .*off by"):
+        f = future_log_probs(model, ids, 2, exact=True)
+    assert (f.log_probs - future_log_probs(model, ids, 2, exact=True, reference=True).log_probs).abs().max() < 1e-6
+    half, flat = tiny_model("llama", torch.bfloat16), tiny_model("llama", torch.bfloat16)
+    with torch.no_grad():
+        flat.lm_head.weight.zero_()
+    assert certificates.margin_of(flat) < certificates.margin_of(half)
+    flat.load_state_dict(half.state_dict())
+    assert certificates.margin_of(flat) == certificates.margin_of(half)
+
+
 def beside(module, inputs, output):
     """A norm over the batch, of evaluation mode too."""
     return output - 0.1 * output.mean(0, keepdim=True)
