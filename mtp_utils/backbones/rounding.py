@@ -2,6 +2,7 @@
 text depends on what is read beside it."""
 
 import contextlib
+import threading
 import weakref
 
 import torch
@@ -12,6 +13,7 @@ from ..base.refusals import CannotDo, require
 from .anatomy import last_only, position_limit
 
 TOKENS = 16  # of the two texts read alone and beside each other
+EXACT = ("none", "ieee")  # settings under which products of float32 matrices are those of float32
 ROUNDING = 2**10  # units in the last place of the largest logit, by which a model's layers may have magnified one
 
 
@@ -42,13 +44,17 @@ def coarsest(model) -> torch.dtype:
     return max(dtypes or {model.dtype}, key=lambda dtype: torch.finfo(dtype).eps)
 
 
+_setting = threading.RLock()  # that setting is one for all threads and models
+
+
 def _products(device: str):
     return torch.backends.mkldnn.matmul if device == "cpu" else torch.backends.cuda.matmul
 
 
 def _short_products(device: str) -> bool:
     """Whether products of float32 matrices may be rounded more (TF32); read where old and new settings agree."""
-    return _products(device).fp32_precision not in ("none", "ieee")
+    with _setting:
+        return _products(device).fp32_precision not in EXACT
 
 
 class _Widened(TorchFunctionMode):
@@ -71,15 +77,28 @@ def _wide(x):
 @contextlib.contextmanager
 def in_float32(model):
     """Inside, this thread's passes of the model compute in float32 at least, with its weights as they are; for short passes."""
-    products = _products(model.device.type)
-    before = products.fp32_precision
-    products.fp32_precision = "ieee"
-    try:
-        widened = _Widened() if halves(model) else contextlib.nullcontext()
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False), widened:
+    device, widened = model.device.type, _Widened() if halves(model) else contextlib.nullcontext()
+    with _exact_products(device), torch.no_grad(), torch.autocast(device, enabled=False), widened:
+        yield
+
+
+@contextlib.contextmanager
+def _exact_products(device: str):
+    """Inside, products of float32 matrices are not rounded more; one thread at a time. The setting is as before afterwards, also
+    where it follows one above it."""
+    products = _products(device)
+    with _setting:
+        before = products.fp32_precision
+        if before in EXACT:
             yield
-    finally:
-        products.fp32_precision = before
+            return
+        products.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            products.fp32_precision = "none"
+            if products.fp32_precision != before:  # it was its own
+                products.fp32_precision = before
 
 
 _alone: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()

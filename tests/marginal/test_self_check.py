@@ -22,6 +22,45 @@ def random_ids(shape=(2, 9), vocab=VOCAB):
     return torch.randint(vocab, shape, generator=torch.Generator().manual_seed(0))
 
 
+def test_the_setting_of_products_is_as_before_whoever_computes_in_float32():
+    model, products, inside = tiny_model("llama", torch.float32), torch.backends.mkldnn.matmul, []
+    first, go_on, left = (threading.Event() for _ in range(3))
+
+    def one():
+        with in_float32(model):
+            first.set()
+            go_on.wait(5)
+        left.set()
+
+    def other():
+        first.wait(5)
+        with in_float32(model):
+            left.wait(5)
+            inside.append(products.fp32_precision)
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        threads = [threading.Thread(target=work) for work in (one, other)]
+        [thread.start() for thread in threads]
+        threads[1].join(0.2)  # it waits, or is inside meanwhile
+        go_on.set()
+        [thread.join() for thread in threads]
+        assert inside == ["ieee"] and products.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    products.fp32_precision = "none"
+    try:
+        for above in ("bf16", "ieee"):  # it follows the setting above it afterwards, too
+            torch.backends.mkldnn.fp32_precision = above
+            with in_float32(model):
+                assert products.fp32_precision == "ieee"
+            assert products.fp32_precision == above
+    finally:
+        torch.backends.mkldnn.fp32_precision = "none"
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_pass_in_float32_is_that_of_a_widened_copy(name, dtype):
