@@ -9,6 +9,7 @@ import torch
 
 from ..backbones.anatomy import last_only, position_limit
 from ..backbones.rounding import coarsest, computed_in, in_float32, state_of
+from ..base.refusals import first_line
 from .expanded import Expanded
 from .expansion import Level
 from .packed import Packed
@@ -92,10 +93,10 @@ def checked(model, engine, length, lengths, further=None):
     try:
         reason, conclusive = beyond_rounding(model, compare, engine, length, lengths)
         return (further(conclusive) if reason is None and further else reason), conclusive
-    except torch.OutOfMemoryError:  # of this moment, not of the model
+    except (torch.OutOfMemoryError, MemoryError):  # of this moment, not of the model
         raise
     except Exception as error:
-        return f"{type(error).__name__}: {error}", True
+        return first_line(error), True
 
 
 def beyond_rounding(model, check, *given):

@@ -115,3 +115,27 @@ def test_a_model_without_a_cache_says_so():
     model.forward = lambda input_ids, use_cache=False, **_: forward(input_ids=input_ids, use_cache=False)
     reason, _ = checked(model, Expanded, 20, {})
     assert "no cache" in reason
+
+
+def test_errors_of_a_models_own_are_reasons_in_one_line_and_those_of_the_moment_are_not_kept(monkeypatch):
+    model = tiny_model("llama")
+    forward = model.forward
+
+    def only_whole(input_ids, past_key_values=None, **given):
+        if past_key_values is not None:
+            raise RuntimeError("\nno cache here\nat all")
+        return forward(input_ids=input_ids, **given)
+
+    model.forward = only_whole
+    reason = engine_for(model, 20)[1]
+    assert "RuntimeError: no cache here" in reason and "\n" not in reason
+    model = tiny_model("llama")
+    with monkeypatch.context() as patch:
+
+        def full(*given):
+            raise MemoryError("one candidate does not fit")
+
+        patch.setattr(Packed, "forward", full)
+        with pytest.raises(MemoryError):
+            engine_for(model, 20)
+    assert engine_for(model, 20) == (Packed, None)
