@@ -134,6 +134,10 @@ def _moved_by_company(model) -> float:
             return model(input_ids=ids[which], use_cache=False, **last_only(model)).logits[0]
 
     own = logits([0])
-    moved = max((logits([0, other]) - own).abs().max().item() for other in (1, 2))
+    there = own.abs() < torch.finfo(own.dtype).max / 2  # a token that is masked has the least number there is, or none
+    if not there.any():
+        return 0.0
+    own = own[there]
+    moved = max((logits([0, other])[there] - own).abs().max().item() for other in (1, 2))
     allowed = ROUNDING * torch.finfo(own.dtype).eps * own.abs().max().item()
     return moved if moved > min(allowed, own.abs().max().item() / 8) else 0.0

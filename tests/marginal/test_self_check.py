@@ -8,7 +8,7 @@ from tiny_models import CONFIGS, GROUPED, VOCAB, tiny_model
 from transformers import AutoModelForCausalLM, Llama4TextConfig
 
 from mtp_utils.backbones.load import load_backbone
-from mtp_utils.backbones.rounding import in_float32
+from mtp_utils.backbones.rounding import in_float32, refuse_company
 from mtp_utils.base.refusals import CannotDo
 from mtp_utils.marginal import certificates, reference
 from mtp_utils.marginal.future import future_log_probs
@@ -169,6 +169,18 @@ def test_a_model_whose_answers_depend_on_company_is_refused(dtype, slow):
     with pytest.raises(CannotDo, match="of a text changes with the text beside it") as error:
         future_log_probs(model, random_ids(), 2, top_k=2, reference=slow)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min])
+def test_company_is_seen_also_where_a_token_is_masked(masked):
+    model = tiny_model("llama", torch.float32)
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output.index_fill(-1, torch.tensor([3]), masked))
+    refuse_company(model)
+    model = tiny_model("llama", torch.float32)
+    model.model.layers[0].mlp.register_forward_hook(beside)
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output.index_fill(-1, torch.tensor([3]), masked))
+    with pytest.raises(CannotDo, match="of a text changes with the text beside it"):
+        refuse_company(model)
 
 
 @pytest.mark.filterwarnings("ignore")
