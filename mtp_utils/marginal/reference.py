@@ -100,17 +100,17 @@ def checked(model, engine, length, lengths, further=None):
 
 
 def beyond_rounding(model, check, *given):
-    """What the check finds; in half precision it may find more than its tolerance where float32 shows it right."""
+    """What the check finds; in half precision it may find more than its tolerance where float32, by its own, shows it right."""
     reason, conclusive = check(model, *given)
     if reason is not None and coarsest(model).itemsize < 4:
         with in_float32(model):
-            wrong = check(model, *given)[0]
+            wrong, sure = check(model, *given, TOLERANCE[torch.float32])
         if wrong is None:
-            return check(model, *given, slack=SLACK)
+            return check(model, *given, SLACK * tolerance_of(model))[0], sure
     return reason, conclusive
 
 
-def compare(model, engine, length, lengths, slack=1):
+def compare(model, engine, length, lengths, tolerance=None):
     """That engine against reference on random ids: two rows, some positions (also around each of `lengths`), paths of 0 to 2.
 
     Returns (reason not to trust or None, whether the model's attention matters enough for the check to prove anything).
@@ -149,7 +149,7 @@ def compare(model, engine, length, lengths, slack=1):
         windows = set()  # no layer has it
     if packed and windows - ours_of.windows:
         return f"a window of {windows} that its attention does not announce", True
-    error, tolerance = gap(ours, theirs), slack * tolerance_of(model)
+    error, tolerance = gap(ours, theirs), tolerance or tolerance_of(model)
     if not error <= tolerance:  # what rounding alone does to the reference; that company does no more, refuse_company has seen
         tolerance = max(tolerance, 8 * gap(theirs[-len(second.root) :], said_by(reference, second, step=1)))
     if not error <= tolerance:
@@ -169,7 +169,7 @@ def said_by(reference, level, step=Reference.step):
     return torch.cat([log_probs(x) for _, _, x in reference.logits_of(level)])
 
 
-def compare_wide(model, length, slack=1):
+def compare_wide(model, length, tolerance=None):
     """The reason not to trust a pass as wide as real ones over a text as long as real ones, or None; and True.
 
     All of its candidates run, half of them below an early position and half below the last one; four are compared, so that
@@ -188,7 +188,7 @@ def compare_wide(model, length, slack=1):
     ours = torch.cat([x[some[(some >= a) & (some < b)] - a] for a, b, x in packed.logits_of(wide)])
     reference = Reference(model, ids, torch.zeros_like(t), t)
     theirs = said_by(reference, wide.take(some))
-    error, tolerance = gap(log_probs(ours), theirs), slack * tolerance_of(model)
+    error, tolerance = gap(log_probs(ours), theirs), tolerance or tolerance_of(model)
     if not error <= tolerance:
         tolerance = max(tolerance, 8 * gap(theirs, said_by(reference, wide.take(some), step=1)))
     return None if error <= tolerance else f"log-probabilities of a wide pass off by {error:.1e} > {tolerance:.1e}", True

@@ -207,6 +207,20 @@ def test_the_check_is_made_again_for_another_way_of_computing(monkeypatch):
     assert len(made) == 3
 
 
+def test_what_rounding_hides_is_judged_in_float32_by_its_tolerance_and_once(monkeypatch):
+    model = load_backbone("ladder/w16-seed1", device="cpu", dtype=torch.bfloat16).model
+    made, real = [], reference.compare
+    monkeypatch.setattr(reference, "compare", lambda *given: made.append(1) or real(*given))
+    assert [reference.engine_for(model, 200)[0] for _ in range(3)] == [Packed] * 3
+    assert len(made) == 3  # of one call: in bfloat16, in float32, and within what rounding may do
+
+    def off(model, tolerance=None):
+        error = 0.2 if tolerance is None else 0.1  # of which rounding is a half
+        return (None if error <= (tolerance or reference.tolerance_of(model)) else "off"), True
+
+    assert reference.beyond_rounding(model, off) == ("off", True)
+
+
 def test_threads_take_turns_and_a_plain_call_between_is_right_or_told():
     model, ids, found, told = tiny_model("mistral"), random_ids(), [], set()
     alone = future_log_probs(model, ids, 3, exact=True).log_probs
