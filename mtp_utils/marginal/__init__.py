@@ -1,7 +1,7 @@
 """The marginal: the token k ahead with the tokens between summed out. The heart of the project.
 
-future.py is the API; expansion.py and sampling.py choose the paths; packed.py and attention.py compute them in few passes,
-expanded.py on each position's repeated cache, and reference.py slowly and obviously, as their test.
+future.py is the API; expansion.py, mass.py and sampling.py choose the paths; packed.py and attention.py compute them in few
+passes, expanded.py on each position's repeated cache, and reference.py slowly and obviously, as their test.
 """
 
 from mtp_utils import hand_on

@@ -2,7 +2,7 @@
 
 m_k(w) = sum over paths v of k - 1 tokens of p(v | x) p(w | x, v). For a set A of enumerated paths with captured mass
 M = p(A | x), S(w) = the sum over A obeys S(w) <= m_k(w) <= S(w) + 1 - M for every w (arXiv 2502.09419 for the
-marginal; the bounds are ours). How it is computed: packed.py; which paths: expansion.py and sampling.py.
+marginal; the bounds are ours). How it is computed: packed.py; which paths: expansion.py, mass.py, sampling.py.
 """
 
 import math
