@@ -55,8 +55,7 @@ class Together:
     each process holds a share of every layer (sharded.py)."""
 
     def __init__(self, backbone: Backbone, spec: HeadSpec | None, how: Joint, shared: bool = False):
-        several = len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1
-        require(not several, f"{backbone.name} lies on several devices: it can be measured, but not trained", CannotDo)
+        require_one_device(backbone)
         adapted = any("lora_" in n for n, _ in backbone.model.named_parameters())
         require(not adapted, f"{backbone.name} has adapters: merge them first (peft: merge_and_unload) and give that model")
         model = copy.deepcopy(backbone.model).requires_grad_(False)
@@ -100,6 +99,12 @@ class Together:
                 p.copy_(sharded.as_held(state[f"model.{n}"], p))
         if self.heads:
             self.heads.load_state_dict({n.removeprefix("heads."): x for n, x in state.items() if n.startswith("heads.")})
+
+
+def require_one_device(backbone: Backbone) -> None:
+    """CannotDo where the parts of a backbone lie in different places."""
+    several = len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1
+    require(not several, f"{backbone.name} lies on several devices: it can be measured, but not trained", CannotDo)
 
 
 class States(torch.nn.Module):
