@@ -8,7 +8,7 @@ int64 on the CPU, the best first, -1 where it has none.
 
 import torch
 
-from ..backbones.anatomy import position_limit
+from ..backbones.anatomy import position_limit, rows_of
 from ..backbones.wrapped import plain
 from ..base.refusals import require
 from ..heads.heads import Heads
@@ -71,7 +71,7 @@ class MarginalDrafter:
     def __init__(self, model, estimators: dict[int, dict]):
         self.model, self.estimators, self.depth = plain(model), estimators, len(estimators)
         require(sorted(estimators) == list(range(2, self.depth + 2)), f"estimators of offsets {sorted(estimators)}: not 2, 3 ...")
-        self.vocab = self.model.get_output_embeddings().weight.shape[0]
+        self.vocab = rows_of(self.model.get_output_embeddings())
 
     def __call__(self, tokens: list[list[int]], states, widths: tuple[int, ...], memory) -> torch.Tensor:
         found = torch.full((len(tokens), len(widths), max(widths)), -1)

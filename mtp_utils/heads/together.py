@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from ..backbones import sharded
-from ..backbones.anatomy import require_states, unembed
+from ..backbones.anatomy import require_states, rows_of, unembed
 from ..backbones.load import Backbone
 from ..backbones.wrapped import beside_text, decoder, text_parameters
 from ..base import ranks
@@ -156,7 +156,7 @@ def ntp_loss(model, last: torch.Tensor, tokens: torch.Tensor, weight: float, bac
     """Mean next-token cross-entropy [nats/token] from the last states (batch, T, d); logits NUMBERS at a time."""
     h, target = predictions_at(last, 1).flatten(0, 1), labels_at(tokens, 1).flatten()
     leaf, total = h.detach().requires_grad_(h.requires_grad), 0.0
-    size = max(1, NUMBERS // model.get_output_embeddings().weight.shape[0])
+    size = max(1, NUMBERS // rows_of(model.get_output_embeddings()))
     for part, wanted in zip(leaf.split(size), target.split(size), strict=True):
         loss = torch.nn.functional.cross_entropy(unembed(model, part).float(), wanted, reduction="sum") / len(leaf)
         total += loss.item()
