@@ -85,6 +85,12 @@ def unembeds(model: PreTrainedModel) -> bool:
     return not finish_of(model).trouble
 
 
+def require_layers(model: PreTrainedModel) -> None:
+    """Raises CannotDo where the model's layers do not all hold states of one width (batch, T, d)."""
+    how = finish_of(model)
+    require(not how.uneven, f"{type(model).__name__} {how.uneven}", CannotDo)
+
+
 def require_states(model: PreTrainedModel) -> None:
     """Raises CannotDo where heads on the model's hidden states would be wrong."""
     how = finish_of(model)
@@ -190,12 +196,15 @@ def crop_vocabulary(model: PreTrainedModel, vocabulary: int) -> None:
     """Leave the model its first `vocabulary` rows, in place: many have more than their tokenizer has tokens, to fill a multiple
     of 64, and what stands for no text can be no candidate, draft or label. The others' probabilities then sum to 1.
 
-    Embeddings that lie on no device (offloaded) keep all rows.
+    Where either of its embeddings lies on no device (offloaded) both keep all rows.
     """
     config = model.config.get_text_config()
-    for part, name in ((model.get_input_embeddings(), "num_embeddings"), (model.get_output_embeddings(), "out_features")):
+    parts = ((model.get_input_embeddings(), "num_embeddings"), (model.get_output_embeddings(), "out_features"))
+    if any(p.is_meta for part, _ in parts if part is not None for p in part.parameters()):  # one without the other would not fit
+        return
+    for part, name in parts:
         weights = [x for x in (getattr(part, "weight", None), getattr(part, "bias", None)) if x is not None]
-        if not weights or weights[0].is_meta or getattr(part, name, 0) <= vocabulary:
+        if not weights or getattr(part, name, 0) <= vocabulary:
             continue
         for x in weights:  # of tied ones the first of the two finds both
             x.data = x.data[:vocabulary].clone()

@@ -44,8 +44,7 @@ def front_losses(model, tokenizer) -> dict[tuple[int, ...], float]:
     validation documents of the run's text. Scored are the same labels behind each, from a document's second token on: the first
     is not predicted where nothing stands before it. Infinite where that is no number, 0 where there is nothing to score."""
     rows, found = model.get_input_embeddings().num_embeddings, {}
-    limit = position_limit(model.config)
-    length = int(min(LENGTH, limit - 2)) if limit > 0 else LENGTH
+    length = int(min(LENGTH, position_limit(model.config) - 2))
     texts = [ids[:length] for ids in _pieces(tokenizer)]
     texts = [ids for ids in texts if max(ids) < rows]
     for front in (front for front in fronts_of(tokenizer) if all(i < rows for i in front)):

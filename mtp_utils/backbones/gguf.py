@@ -4,15 +4,12 @@ What is kept is float32, several times the file: a dequantised weight is a small
 and no type of 16 bits holds that product.
 """
 
-import contextlib
 import functools
 import json
 import math
 import os
 import shutil
-import time
 from collections import Counter
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +23,7 @@ from transformers.integrations.gguf import reader
 
 from ..base import paths
 from ..base.files import file_digest, write_json
-from ..base.locks import BUSY, Stop, exclusive
+from ..base.locks import in_turn
 from ..base.refusals import first_line, require
 from .quiet import quiet
 
@@ -67,8 +64,10 @@ def converted(path: Path, digest: str) -> Path:
     if not _whole(folder, digest):
         header = header_of(path)
         try:
-            with _alone(folder.parent):
+            with in_turn(folder.parent) as held:
                 if not _whole(folder, digest):  # another process may have made it meanwhile
+                    for left in folder.parent.glob(".model.*.tmp") if held else ():  # of one that was killed
+                        shutil.rmtree(left, ignore_errors=True)
                     _convert(path, digest, header, folder)
         except OSError as error:
             where = f"the cache {paths.models()} takes nothing ({error.strerror or first_line(error)})"
@@ -130,23 +129,6 @@ def _whole(folder: Path, digest: str) -> bool:
     if not made or made["sha256"] != digest or made["by"] != MADE_BY:
         return False
     return all((folder / n).is_file() and (folder / n).stat().st_size == f["bytes"] for n, f in made["files"].items())
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process converts the same file. Where a file system has no locks both do, and the first one's stays."""
-    with contextlib.ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(exclusive(folder))
-                for left in folder.glob(".model.*.tmp"):  # of a process that was killed
-                    shutil.rmtree(left, ignore_errors=True)
-            except Stop as stop:
-                if stop.code == BUSY:
-                    time.sleep(0.2)
-                    continue
-            break
-        yield
 
 
 def _convert(path: Path, digest: str, header: Header, folder: Path) -> None:

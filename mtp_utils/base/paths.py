@@ -44,8 +44,8 @@ def cache() -> Path:
 
 
 def models() -> Path:
-    """Folder of models that were converted, which all clones share: `$MTP_CACHE`, by default `mtp_companion` in the user's folder
-    of caches. Raises ValueError where nobody's home is known."""
+    """Folder of what came in wheels and of models that were converted, which all clones share: `$MTP_CACHE`, by default
+    `mtp_companion` in the user's folder of caches. Raises ValueError where nobody's home is known."""
     if given := os.environ.get("MTP_CACHE"):
         return Path(given).expanduser().resolve()
     try:

@@ -40,7 +40,9 @@ def fetched(name: str, row: dict, path: Path, times: int = 3) -> Path:
         return path
     folder = path.parent
     try:
-        with locks.exclusive(folder):
+        with locks.in_turn(folder):
+            if is_here(row, path):  # another process may have fetched it meanwhile
+                return path
             free, needed = shutil.disk_usage(folder).free, times * row["bytes"]
             require(free > needed, f"{name} needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} are free: set MTP_CACHE")
             _put_together(name, row, path)

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..backbones.anatomy import finish_of
+from ..backbones.anatomy import require_layers
 from ..base.records import Arrays
-from ..base.refusals import CannotDo, require
 from ..heads import training
 from ..heads.features import FrozenFeatures
 from ..heads.heads import Heads
@@ -111,9 +110,8 @@ def depth_of(backbone) -> tuple[int, ...]:
 
 
 def try_states(backbone) -> None:
-    """CannotDo where a backbone's layers do not all hold states of one width (batch, T, d), which FrozenFeatures keeps."""
-    how = finish_of(backbone.model)
-    require(not how.uneven, f"{type(backbone.model).__name__} {how.uneven}", CannotDo)
+    """CannotDo where a backbone's layers hold no states that FrozenFeatures could keep."""
+    require_layers(backbone.model)
 
 
 def try_heads(backbone) -> None:

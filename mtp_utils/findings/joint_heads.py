@@ -12,11 +12,10 @@ from ..backbones.load import Backbone, load_backbone
 from ..base import ranks
 from ..base.keys import fingerprint
 from ..base.records import Arrays
-from ..base.refusals import CannotDo, require
 from ..base.runtime import choose_dtype
 from ..heads import joint
 from ..heads.spec import HeadSpec
-from ..heads.together import Joint, trained_backbone
+from ..heads.together import Joint, require_one_device, trained_backbone
 from ..heads.training import Training, heads_from
 from . import arms, gaps, head_measures, stored
 
@@ -141,8 +140,7 @@ def base_of(run) -> Backbone | None:
     for name in [run.profile.joint] if run.profile.joint else reversed(run.profile.backbones):
         with run.left_out(f"joint training of {name}"):
             backbone = load_backbone(name)
-            devices = set(getattr(backbone.model, "hf_device_map", {}).values())
-            require(len(devices) < 2, "it lies on several devices: it can be measured, but not trained", CannotDo)
+            require_one_device(backbone)
             arms.try_heads(backbone)
             return backbone
     return None

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 from ..backbones import sharded
-from ..backbones.anatomy import position_limit, unembeds
+from ..backbones.anatomy import position_limit, rows_of, unembeds
 from ..backbones.edges import ends_of
 from ..backbones.load import Backbone
 from ..backbones.wrapped import decoder
@@ -50,7 +50,7 @@ class Drafting:
             return HeadDrafter(*(heads_from(arm.arrays, backbone, arm.spec) for arm in self.arms))
         if self.kind == "lookup":
             return LookupDrafter(DEPTH)
-        vocab = backbone.model.get_output_embeddings().weight.shape[0]
+        vocab = rows_of(backbone.model.get_output_embeddings())
         return MarginalDrafter(backbone.model, {k: given | {"top_k": min(given["top_k"], vocab)} for k, given in PATH.items()})
 
 

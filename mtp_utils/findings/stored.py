@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from ..backbones.anatomy import rows_of
 from ..base import records
 from ..text.blocks import stream_digest
 from . import controls, measures
@@ -17,7 +18,7 @@ BEYOND = {"top_k": 128, "samples": 128}  # offset 2 above that
 
 def sums_exactly(backbone) -> bool:
     """Whether offset 2 is an exact sum on this backbone."""
-    return backbone.model.get_output_embeddings().weight.shape[0] <= LARGEST_EXACT
+    return rows_of(backbone.model.get_output_embeddings()) <= LARGEST_EXACT
 
 
 def estimators_of(backbone) -> dict[int, dict]:

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..backbones.anatomy import finish_of, require_states
+from ..backbones.anatomy import finish_of, require_layers, require_states
 from ..backbones.load import Backbone
 from ..backbones.wrapped import decoder
 from ..base import paths, ranks
@@ -61,7 +61,7 @@ class FrozenFeatures:
 
     def _compute(self, dtype) -> np.ndarray:
         model = self.backbone.model
-        require_states(model)
+        require_layers(model)
         found = state_array((len(self.layers), *self.tokens.shape, model.config.get_text_config().hidden_size), dtype)
 
         def states(part: slice) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ..backbones.anatomy import require_states, unembed
+from ..backbones.anatomy import require_states, rows_of, unembed
 from ..backbones.load import Backbone
 from ..base.files import file_digest, sha256, write_atomic, write_json
 from .parts import Block, features_of, trunk_of
@@ -60,7 +60,7 @@ class Heads(nn.Module):
     @property
     def vocabulary(self) -> int:
         """Tokens that a head tells apart."""
-        return self.model.get_output_embeddings().weight.shape[0]
+        return rows_of(self.model.get_output_embeddings())
 
     def forward(self, states: torch.Tensor, caches: dict | None = None) -> dict[int, torch.Tensor]:
         """What each head hands to its unembedding: offset -> (batch, T, d).

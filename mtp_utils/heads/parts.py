@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..backbones.anatomy import final_norm
+from ..backbones.anatomy import final_norm, rows_of
 from ..backbones.wrapped import decoder
 from ..base.refusals import CannotDo, first_line, require
 from .spec import HeadSpec
@@ -138,7 +138,7 @@ def features_of(model, spec: HeadSpec, layers: tuple[int, ...]) -> nn.Module:
 
 def trunk_of(model, spec: HeadSpec) -> nn.Module:
     config = model.config.get_text_config()
-    width, vocabulary = config.hidden_size, model.get_output_embeddings().weight.shape[0]
+    width, vocabulary = config.hidden_size, rows_of(model.get_output_embeddings())
     if spec.kind == "block":
         return Block(model, spec.layers)
     if spec.kind == "next_token":

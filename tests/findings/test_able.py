@@ -3,22 +3,24 @@
 import pytest
 import torch
 from tiny_models import tiny_model
-from transformers import MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import BertConfig, BertLMHeadModel, MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
 
 from mtp_utils.backbones.load import Backbone
 from mtp_utils.base import CannotDo, Run
 from mtp_utils.base.profiles import PROFILES
 from mtp_utils.findings import arms, drafts
-from mtp_utils.heads import HeadSpec
+from mtp_utils.heads import FrozenFeatures, HeadSpec
 from mtp_utils.heads.together import with_lora
 from mtp_utils.text.blocks import Blocks
 
 OPT = dict(vocab_size=7, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24, max_position_embeddings=64)
 OPT |= dict(do_layer_norm_before=False, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+BERT = dict(vocab_size=7, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, is_decoder=True)
 MODELS = {
     "llama": lambda: tiny_model("llama", torch.float32),
     "no last norm": lambda: OPTForCausalLM(OPTConfig(**OPT, word_embed_proj_dim=16)),
     "narrow head": lambda: OPTForCausalLM(OPTConfig(**OPT, word_embed_proj_dim=8)),
+    "transform before the head": lambda: BertLMHeadModel(BertConfig(**BERT)),
     "mamba": lambda: MambaForCausalLM(
         MambaConfig(vocab_size=7, hidden_size=16, state_size=4, num_hidden_layers=2, expand=2, time_step_rank=2)
     ),
@@ -55,9 +57,16 @@ def test_heads_states_and_drafts_are_asked_for_one_by_one(backbone, text):
         "llama": (True, True, True),
         "no last norm": (True, False, True),
         "narrow head": (False, False, True),
+        "transform before the head": (True, False, True),
         "mamba": (True, True, False),
     }
     assert tuple(found.values()) == expected[backbone.name]
+
+
+def test_where_states_are_there_they_are_kept_whatever_the_head_does(backbone, text):
+    n = backbone.model.config.num_hidden_layers
+    features = FrozenFeatures(backbone, text["text"].tokens, tuple(range(n + 1)))
+    assert able(lambda: features.states) == able(arms.try_states, backbone)
 
 
 def test_a_kind_of_heads_that_a_backbone_cannot_have_leaves_the_others(backbone, monkeypatch):

@@ -88,6 +88,7 @@ def test_folders_are_told_apart_by_their_parents_and_those_of_the_hubs_cache_by_
         (["check", "--backbone", "x"], "check takes no flags"),
         (["smoke", "--text", "no such file"], "--text no such file is no file"),
         (["smoke", "--backbone"], "expected at least one argument"),
+        (["smoke", "--backbone", ""], "--backbone: one of the names is empty"),
         (["smoke", "--backbone", "a", "a"], "two are called a"),
     ],
 )
