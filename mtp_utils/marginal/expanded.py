@@ -36,8 +36,9 @@ class Expanded:
         if self.name is None:
             raise NotImplementedError("no cache")
         self.placed = "position_ids" in parameters  # some count them wrongly from the cache of their first layer
-        out = model(input_ids=ids, use_cache=True)
-        self.logits = out.logits[rows, t]  # (P, V)
+        columns, where = t.unique(return_inverse=True)
+        out = model(input_ids=ids, use_cache=True, **({"logits_to_keep": columns} if "logits_to_keep" in parameters else {}))
+        self.logits = out.logits[rows, t if out.logits.shape[1] == ids.shape[1] else where]  # (P, V)
         self.cache = out.get(self.name)
         if self.cache is None:
             raise NotImplementedError("no cache comes back")

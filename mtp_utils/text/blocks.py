@@ -67,8 +67,8 @@ def _stream(corpus: str, split: str, tokenizer) -> dict[str, np.ndarray]:
 
 
 def _plain(corpus: str, tokenizer) -> bool:
-    """Whether control tokens that a text spells out are plain characters: not where the ladder's tokenizer reads the embedded
-    corpora, for one docstring spells out END, and the ladder was trained on it as an end."""
+    """Whether control tokens that a text spells out are plain characters: not where a tokenizer that has END alone, as the
+    ladder's, reads the embedded corpora, for one docstring spells it out, and the ladder was trained on it as an end."""
     return not corpora.embedded(corpus) or list(controls_of(tokenizer)) != [END]
 
 

@@ -90,16 +90,24 @@ def test_how_a_cache_is_led_and_repeated_changes_nothing(change, monkeypatch):
         model, (ids, mask) = model_of(EXPANDED[name](), torch.float32), batch()
         positions = torch.zeros_like(mask, dtype=torch.bool)
         positions[:, [1, 2, 5]] = True
-        call = dict(attention_mask=mask, positions=positions)
-        kwargs = [dict(top_k=3)]
-        whole = [future_log_probs(model, ids, 3, **call, **k) for k in kwargs]
+        call = dict(attention_mask=mask, positions=positions, top_k=3)
+        one = future_log_probs(model, ids, 3, **call)
         with monkeypatch.context() as patch:
             for setting, value in change.items():
                 patch.setattr(expanded, setting, value)
-            for one, k in zip(whole, kwargs, strict=True):
-                other = future_log_probs(model, ids, 3, **call, **k)
-                assert (one.log_probs.exp() - other.log_probs.exp()).abs().max() < 1e-5
-                assert torch.equal(one.num_candidates, other.num_candidates)
+            other = future_log_probs(model, ids, 3, **call)
+        assert (one.log_probs.exp() - other.log_probs.exp()).abs().max() < 1e-5
+        assert torch.equal(one.num_candidates, other.num_candidates)
+
+
+def test_the_prefix_has_logits_of_the_wanted_positions_alone():
+    model, seen = model_of(EXPANDED["recurrent and attention layers"](), torch.float32), []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
+    ids, t = torch.randint(VOCAB, (1, 9)), torch.tensor([2, 5])
+    with torch.no_grad():
+        found = Expanded(model, ids, torch.zeros_like(t), t).logits
+        hook.remove()
+        assert seen == [2] and torch.allclose(found, model(ids, use_cache=False).logits[0, t], atol=1e-5)
 
 
 def test_a_sliding_cache_may_be_expanded_too():
