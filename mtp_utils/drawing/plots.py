@@ -52,12 +52,12 @@ def by_offset(summary: pd.DataFrame, metric: str, title: str, hue: str = "predic
     return figure
 
 
-def truncation(summary: pd.DataFrame, title: str) -> Figure:
+def truncation(summary: pd.DataFrame, title: str, exact: bool = True) -> Figure:
     """Captured mass, certified share and total variation against k, a line per corpus. summary: corpus, k, metric, value, ..."""
     metrics = {
         "captured_mass": "captured mass M",
         "certified": "share of arg-maxes certified",
-        "same_argmax": "arg-max equal to the exact one",
+        "same_argmax": "arg-max equal to the exact one" if exact else "arg-max equal to the reference's",
         "total_variation": "total variation of S/M from m2",
     }
     figure, axes = new_axes(len(metrics), width=3.2)

@@ -44,21 +44,21 @@ def label_sources(summary: pd.DataFrame, backbone: str) -> str:
     return f"Right two tokens ahead on {' / '.join(names)} tokens: {found}\n{backbone}, the marginal"
 
 
-def truncation(summary: pd.DataFrame, backbone: str) -> str:
+def truncation(summary: pd.DataFrame, backbone: str, against: str) -> str:
     """01: what 64 candidates (or as many as there are) hold and certify."""
     k = summary["k"][summary["k"] <= 64].max()
     rows = summary[summary.k == k]
     held = beside(rows, "metric", ("captured_mass", "certified"))
-    return f"{k} candidates hold / certify the arg-max of: {held}\n{backbone}, offset 2, against the exact sum"
+    return f"{k} candidates hold / certify the arg-max of: {held}\n{backbone}, offset 2, against {against}"
 
 
-def estimators(summary: pd.DataFrame, backbone: str) -> str:
+def estimators(summary: pd.DataFrame, backbone: str, against: str) -> str:
     """01: the largest bias of the cross-entropy over corpora, truncated, sampled and both."""
     rows, found = summary[summary.metric == "cross_entropy_bias"], []
     for name in ("top_k=64, S/M", "samples=64", "top_k=64 samples=64"):
         biases = rows[rows.estimator == name]["value"]
         found += [f"{name} {number(biases.abs().max())}"] if len(biases) else []
-    return f"The cross-entropy is off by at most: {'; '.join(found)} nats\n{backbone}, offset 2, against the exact sum"
+    return f"The cross-entropy is off by at most: {'; '.join(found)} nats\n{backbone}, offset 2, against {against}"
 
 
 def size(summary: pd.DataFrame) -> str:

@@ -9,6 +9,8 @@ from . import metrics
 from .claims import AUROC_THRESHOLD, CONTRASTS, LABELS, OFFSET, Verdict, decide, verdict_on
 from .ngrams import PREDICTORS
 
+TRANSLATIONS = ("translation", "catalogues")  # whose continuation is nearly given by the text before; by our grammar, by people
+
 
 def c1_effects(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
     """C1, every comparison: marginal minus control in top-1, control minus marginal in cross-entropy (both: more is better),
@@ -166,6 +168,31 @@ def criteria(scores: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
                     "n_positions": len(group),
                 }
             )
+    return pd.DataFrame(rows)
+
+
+def between_kinds(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
+    """Translations against each open-ended kind of text on one model, offset 2, data labels: the difference of means over
+    documents with its 95 % interval (Welch). `top1`: accuracy; `excess`: minus what the second token costs more than the first,
+    CE1 - CE2 in nats; `lead`: top-1 over the skip-trigram's. scores: rows of stored.marginal_scores and control_scores."""
+    here = scores[(scores.backbone == backbone) & (scores.label_source == LABELS) & scores.offset.isin([1, OFFSET])]
+    means = here.groupby(["corpus", "document", "predictor", "offset"], sort=False)[["top1", "log_prob"]].mean().unstack([2, 3])
+    top1, log_prob = means["top1"], means["log_prob"]["marginal"]
+    measures = {
+        "top1": top1["marginal", OFFSET],
+        "excess": log_prob[OFFSET] - log_prob[1],
+        "lead": top1["marginal", OFFSET] - top1[PREDICTORS[-1], OFFSET],
+    }
+    rows = []
+    for name, values in measures.items():
+        by_corpus = {corpus: x.to_numpy() for corpus, x in values.groupby("corpus", sort=False)}
+        for near in (corpus for corpus in TRANSLATIONS if corpus in by_corpus):
+            for other in (corpus for corpus in by_corpus if corpus not in TRANSLATIONS):
+                a, b = by_corpus[near], by_corpus[other]
+                parts = [(x.var(ddof=1) / len(x), len(x) - 1) for x in (a, b)]
+                effect, found = a.mean() - b.mean(), metrics.combined_error(parts)
+                row = {"kind": near, "against": other, "measure": name, "effect": effect}
+                rows.append(row | metrics.t_interval(effect, *found) | {"n_documents": len(a) + len(b)})
     return pd.DataFrame(rows)
 
 

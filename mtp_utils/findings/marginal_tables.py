@@ -14,20 +14,33 @@ CONTEXTS = {"32 to 64": 63, "65 to 128": 127, "over 128": blocks_module.CONTEXT}
 
 
 def truncation_scores(run, backbone: Backbone, seed: int) -> pd.DataFrame:
-    """measures.truncation_table of top-k, adaptive mass, samples and both against the exact sum, on few documents of every
-    corpus, with the bias of cross-entropy, H and I."""
+    """measures.truncation_table of top-k, adaptive mass, samples and both against the exact sum or what is nearest to it, on few
+    documents of every corpus, with the bias of cross-entropy, H and I."""
     vocabulary, frames = len(backbone.tokenizer), []
     estimators = [{"top_k": k} for k in KS if k <= vocabulary] + [{"mass": 0.9}, {"mass": 0.99}, *SAMPLED]
-    size = {"n_documents": min(32, run.profile.n_documents), "positions_per_document": 1, "horizon": run.profile.horizon}
+    reference, _ = stored.held_against(backbone)
+    most = 32 if stored.sums_exactly(backbone) else 12
+    size = {"n_documents": min(most, run.profile.n_documents), "positions_per_document": 1, "horizon": run.profile.horizon}
     for corpus in run.profile.corpora:
         part = blocks_module.evaluation_blocks(corpus, "test", backbone.tokenizer, **size, seed=seed)
-        given = {"backbone": backbone, "blocks": part, "estimators": estimators}
+        given = {"backbone": backbone, "blocks": part, "estimators": estimators, "reference": reference}
         frames.append(run.measure(f"01_truncation_{corpus}", measures.truncation_table, **given))
     cut = pd.concat(frames, ignore_index=True)
     cut["cross_entropy_bias"] = cut["log_prob_exact"] - cut["log_prob"]
     cut["entropy_bias"] = cut["entropy"] - cut["entropy_exact"]
     cut["mutual_information_bias"] = cut["mutual_information"] - cut["mutual_information_exact"]
     return cut
+
+
+def brackets(scores: pd.DataFrame) -> pd.DataFrame:
+    """What certificates say of the marginal's top-1 on data labels, by backbone, corpus and offset: `top1` as estimated, the
+    share `certified`, and what it is at `least` (uncertified arg-maxes all wrong) and at `most` (all right): means over
+    documents."""
+    rows = scores[(scores.predictor == "marginal") & (scores.label_source == "data")]
+    rows = rows.assign(least=rows["top1"] * rows["certified"], most=1 - (1 - rows["top1"]) * rows["certified"])
+    keys = ["backbone", "corpus", "offset", "estimator"]
+    kept = ["candidates", "captured_mass", "certified", "least", "top1", "most"]
+    return rows.groupby([*keys, "document"], sort=False)[kept].mean().groupby(keys, sort=False).mean().reset_index()
 
 
 def by_candidates(cut: pd.DataFrame) -> pd.DataFrame:

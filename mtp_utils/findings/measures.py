@@ -113,16 +113,18 @@ def marginal_table(marginal, labels: Labels, name: str, offset: int, estimator: 
 
 
 @one_prefix()
-def truncation_table(backbone, blocks, estimators: list[dict]) -> pd.DataFrame:
-    """At offset 2, each estimator against the exact sum on the same positions: error of the distribution (total
-    variation), of the cross-entropy, H and I, captured mass, certified share, agreement of the arg-max, candidates."""
+def truncation_table(backbone, blocks, estimators: list[dict], reference: dict | None = None) -> pd.DataFrame:
+    """At offset 2, each estimator against the exact sum (or a `reference`, arguments of future_log_probs) on the same positions:
+    error of the distribution (total variation), of the cross-entropy, H and I, captured mass, certified share, agreement of the
+    arg-max, candidates."""
     frames = {}
     data = offsets.labels_of(blocks.tokens, blocks.scored, 2)
-    keys, seeds = positions_of(blocks), seeds_of("truncation", blocks)
+    keys, seeds, others = positions_of(blocks), seeds_of("truncation", blocks), seeds_of("reference", blocks)
+    against = reference or {"exact": True}
     for part in parts_of(blocks, f"truncation {backbone.name} {blocks.corpus}"):
         wanted = blocks.scored[part]
         call = {"attention_mask": blocks.mask[part], "positions": wanted, "with_entropy": True}
-        exact = future_log_probs(backbone.model, blocks.tokens[part], 2, exact=True, **call)
+        exact = future_log_probs(backbone.model, blocks.tokens[part], 2, seed=others[part], **against, **call)
         true = exact.at(wanted)
         here = keys["document"].isin([blocks.documents[r] for r in part]).tolist()
         label = data[torch.tensor(here)]

@@ -14,6 +14,7 @@ DRAWN = ("sampled", "greedy")  # label sources beyond the data's own
 ESTIMATORS = {1: {"exact": True}, 2: {"exact": True}, 3: {"top_k": 8, "samples": 64}, 4: {"top_k": 4, "samples": 64}}
 LARGEST_EXACT = 4096  # vocabulary up to which offset 2 is summed over all of it
 BEYOND = {"top_k": 128, "samples": 128}  # offset 2 above that
+NEARLY = {"top_k": 1024, "samples": 256}  # what that is held against, on few documents: unbiased, and little of it is sampled
 
 
 def sums_exactly(backbone) -> bool:
@@ -24,6 +25,12 @@ def sums_exactly(backbone) -> bool:
 def estimators_of(backbone) -> dict[int, dict]:
     """offset -> arguments of future_log_probs, for a vocabulary of that size."""
     return ESTIMATORS if sums_exactly(backbone) else ESTIMATORS | {2: BEYOND}
+
+
+def held_against(backbone) -> tuple[dict, str]:
+    """What estimators of offset 2 are held against on this backbone: arguments of future_log_probs, and in words."""
+    nearly = f"{NEARLY['top_k']:,} candidates and {NEARLY['samples']} samples"
+    return ({"exact": True}, "the exact sum") if sums_exactly(backbone) else (NEARLY, nearly)
 
 
 def stem_of(backbone, blocks) -> str:

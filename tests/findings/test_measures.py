@@ -1,12 +1,14 @@
 """Measuring functions: what a table must hold, and what it must not depend on."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base import records
-from mtp_utils.findings import controls, measures, scoring, stored
+from mtp_utils.findings import controls, marginal_claims, marginal_tables, measures, scoring, stored
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
 from mtp_utils.marginal.rows import one_prefix
@@ -147,3 +149,37 @@ def test_predictions_know_nothing_of_another_documents_labels(arrays, text, labe
 def test_greedy_path_is_scored_on_the_other_sources_only(labels):
     found = controls.greedy_path_table(labels, "b")
     assert set(found["label_source"]) == {"data", "sampled"} and found["top1"].isin([0.0, 1.0]).all()
+
+
+def test_kinds_of_text_are_told_apart_by_means_over_documents_with_welchs_interval():
+    rng, rows = np.random.default_rng(0), []
+    for corpus, shift in (("translation", 1.0), ("prose", 0.0)):
+        for d in range(40):
+            for predictor, offset in (("marginal", 1), ("marginal", 2), ("skip_trigram", 2)):
+                better = shift * (predictor == "marginal") * (offset == 2)
+                hit, log_prob = rng.random() < 0.2 + 0.5 * better, rng.normal(-3.0 + better)
+                rows.append(("b", corpus, f"{corpus}{d}", predictor, offset, "data", float(hit), log_prob))
+    columns = ["backbone", "corpus", "document", "predictor", "offset", "label_source", "top1", "log_prob"]
+    scores = pd.DataFrame(rows, columns=columns)
+    found = marginal_claims.between_kinds(scores, "b").set_index("measure")
+    assert set(found.index) == {"top1", "excess", "lead"} and (found["ci_low"] > 0).all()
+    second = scores[(scores.predictor == "marginal") & (scores.offset == 2)].set_index("corpus")["top1"]
+    a, b = second["translation"], second["prose"]
+    test = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    row = found.loc["top1"]
+    assert np.allclose([row.effect, row.ci_low, row.ci_high], [a.mean() - b.mean(), test.low, test.high])
+
+
+def test_a_bracket_holds_the_accuracy_whatever_the_uncertified_arg_maxes_are():
+    rows = pd.DataFrame({"document": list("abcd"), "top1": [1.0, 1.0, 0.0, 0.0], "certified": [1.0, 0.0, 1.0, 0.0]})
+    rows = rows.assign(predictor="marginal", label_source="data", backbone="b", corpus="c", offset=2, estimator="e")
+    (found,) = marginal_tables.brackets(rows.assign(candidates=8, captured_mass=0.9)).itertuples()
+    assert (found.least, found.top1, found.most, found.certified) == (0.25, 0.5, 0.75, 0.5)
+
+
+def test_where_no_exact_sum_can_be_had_estimators_are_held_against_one_that_is_nearly_it(backbone, text):
+    estimators, nearly = [{"top_k": 8, "samples": 8}], {"top_k": 900, "samples": 256}
+    of_nearly = measures.truncation_table(backbone, text, estimators, nearly)
+    exact = measures.truncation_table(backbone, text, estimators)
+    assert np.allclose(of_nearly["log_prob_exact"], exact["log_prob_exact"], atol=0.02)
+    assert np.array_equal(of_nearly["log_prob"], exact["log_prob"])
