@@ -251,7 +251,7 @@ def test_a_profile_is_chosen_by_name_then_environment_then_smoke(monkeypatch):
     assert get_profile().name == "smoke"
     monkeypatch.setenv("MTP_PROFILE", "default")
     assert (get_profile().name, get_profile("smoke").name) == ("default", "smoke")
-    with pytest.raises(ValueError, match="unknown profile 'x'; there are smoke, default, hub, hub-large, hub-qwen3"):
+    with pytest.raises(ValueError, match="unknown profile 'x'; there are smoke, default, pretrained, hub, hub-large, hub-qwen3"):
         get_profile("x")
 
 
