@@ -121,6 +121,12 @@ def test_the_grammars_own_distribution_does_not_depend_on_what_stands_first(tmp_
     assert gold[0]["log_prob"].tolist() == gold[1]["log_prob"].tolist() and (gold[0]["log_prob"] > -50).all()
 
 
+def unknown_is_separator():
+    tokenizer = load_backbone("ladder/w16", device="cpu").tokenizer
+    tokenizer.add_special_tokens({"unk_token": "<|endoftext|>", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    return tokenizer
+
+
 CANDIDATES = {
     "BOS and EOS": (tokenizer_of, [(0,), (1,), ()]),
     "BOS = EOS": (lambda: tokenizer_of("</s>", "</s>"), [(1,), ()]),
@@ -128,6 +134,7 @@ CANDIDATES = {
     "neither": (lambda: tokenizer_of(None, None), [()]),
     "one of its own, first": (lambda: tokenizer_of(first="<pad>"), [(2,), (0,), (1,), ()]),
     "BOS, put there by itself": (lambda: tokenizer_of(first="<s>"), [(0,), (1,), ()]),
+    "a separator that also stands for what is unknown": (unknown_is_separator, [(0,), (1024,), (1025,), ()]),
     "the ladder's": (lambda: load_backbone("ladder/w16", device="cpu").tokenizer, [(0,), ()]),
 }
 
