@@ -66,7 +66,9 @@ def fronts_of(tokenizer) -> list[tuple[int, ...]]:
     nothing; the likelier first."""
     with_own, without = tokenizer("a")["input_ids"], encode(tokenizer, ["a"])[0]
     own = next((with_own[:i] for i in range(len(with_own)) if with_own[i : i + len(without)] == without), [])
-    separator = tokenizer.get_vocab().get(END)  # which may be the token for what is unknown, too
+    separator = tokenizer.convert_tokens_to_ids(END)
+    if separator == tokenizer.unk_token_id and getattr(tokenizer, "unk_token", None) != END:  # it may stand for both
+        separator = None
     single = [(i,) for i in (separator, tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
     return list(dict.fromkeys([*([tuple(own)] if own else []), *single, ()]))
 
