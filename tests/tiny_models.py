@@ -114,8 +114,13 @@ def tiny_model(name, dtype=torch.float64, seed=0, **changes):
     config = (CONFIGS | RECURRENT | WINDOWED)[name]()
     for key, value in changes.items():
         setattr(config, key, value)
+    return random_model(config, dtype, seed=seed)
+
+
+def random_model(config, dtype=torch.float64, make=AutoModelForCausalLM, seed=0):
+    """Random model of a configuration, weights large enough that attention matters."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = make.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

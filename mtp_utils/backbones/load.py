@@ -81,9 +81,7 @@ def load_backbone(
     if spread and ranks.count() > 1:
         raise ValueError(f"{name} does not fit into one device beside what is computed with it: start one process, not several")
     try:
-        options = {"device_map": "auto"} if spread else {}
-        options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | LOCAL
-        model, info = loader_of(AutoConfig.from_pretrained(folder, **LOCAL)).from_pretrained(folder, **options)
+        model, info = read_model(folder, dtype, **({"device_map": "auto"} if spread else {}))
         tokenizer = _tokenizer(folder, source)
     except Exception as error:  # a dozen classes, of as many libraries
         raise ValueError(_explain(name, source, error)) from error
@@ -104,6 +102,12 @@ def load_backbone(
     if source != "ladder":  # which was trained behind what is likeliest by its tokenizer
         front_measures[tokenizer] = partial(edges.front_for, model, fingerprint)
     return Backbone(name, model, tokenizer, total - sum(embeddings.values()), total, resolved, fingerprint, card)
+
+
+def read_model(folder: Path, dtype: torch.dtype, **where) -> tuple[PreTrainedModel, dict]:
+    """(model, what was missing or too much) of a folder: safetensors only, no remote code."""
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | where | LOCAL
+    return loader_of(AutoConfig.from_pretrained(folder, **LOCAL)).from_pretrained(folder, **options)
 
 
 def refuse_missing(name: str, info: dict) -> None:

@@ -43,11 +43,9 @@ def look(name: str, needed: int, seen: Callable = lambda tokenizer, model: None)
         return lines
     if source == "gguf":
         lines.append(f"{name}: {gguf.told(folder)}")
-    dtype = choose_dtype(choose_device()[0])[0]
-    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | load.LOCAL
     try:
         with quiet():
-            model, info = load.loader_of(config).from_pretrained(folder, **options)
+            model, info = load.read_model(folder, choose_dtype(choose_device()[0])[0])
     except Exception as error:  # a dozen classes, of as many libraries
         raise ValueError(f"{name} cannot be loaded: {first_line(error)}") from error
     load.refuse_missing(name, info)

@@ -52,11 +52,7 @@ class Expanded:
             for start in range(0, len(level.root), PASS):
                 yield start, min(start + PASS, len(level.root)), self.logits[level.root[start : start + PASS]]
             return
-        bounds = level.root.diff().nonzero()[:, 0] + 1
-        edges = [0, *bounds.tolist(), len(level.root)]
-        for first, last in zip(edges, edges[1:], strict=False):
-            if first == last:
-                continue
+        for first, last in level.by_root():
             root = int(level.root[first])
             cache = self.cache_of(root)
             size = self.step(cache)

@@ -4,6 +4,8 @@ An engine (packed.Packed, expanded.Expanded or reference.Reference) computes p(.
 here knows how, and nothing holds more than one block of (paths, vocab).
 """
 
+from itertools import pairwise
+
 import torch
 
 PATHS_AT_ONCE = 2**19  # bookkeeping of paths that may be held at once
@@ -32,6 +34,11 @@ class Level:
 
     def split(self, size):
         return [self.take(slice(start, start + size)) for start in range(0, len(self.root), size)]
+
+    def by_root(self):
+        """(first, last) of each root's paths."""
+        edges = [0, *(self.root.diff().nonzero()[:, 0] + 1).tolist(), len(self.root)]
+        return [(first, last) for first, last in pairwise(edges) if first < last]
 
     def lineage(self, start, stop):
         """(ancestor level, its rows (stop - start,)) from the parent up to depth 1."""

@@ -3,7 +3,6 @@
 import math
 import re
 import weakref
-from itertools import pairwise
 
 import torch
 
@@ -33,8 +32,7 @@ class Reference:
 
     def logits_of(self, level, keep=False):
         """Yield (start, stop, logits (stop - start, V)) over the level."""
-        edges = [0, *(level.root.diff().nonzero()[:, 0] + 1).tolist(), len(level.root)]
-        for first, last in pairwise(edges):
+        for first, last in level.by_root():
             for start in range(first, last, self.step):
                 stop = min(start + self.step, last)
                 root = level.root[start]

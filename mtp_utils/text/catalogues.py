@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..base import paths, wheels
-from .documents import SPLITS, Document, unit
+from .documents import SPLITS, Document, side_by_side, unit
 
 ROWS = Path(__file__).with_name("catalogues.json")
 SHARES = (0.3, 0.2, 0.1, 0.4)  # of the documents, by split: there are few, and most of them are for the test
@@ -51,10 +51,6 @@ def documents(split: str) -> list[Document]:
     for start in range(0, len(pairs()) - PAIRS + 1, PAIRS):
         name = f"catalogues/{start // PAIRS}"
         if SPLITS[next(i for i, end in enumerate(ends) if unit("split/" + name) < end or i == 3)] == split:
-            text, spans = "", []
-            for english, german in pairs()[start : start + PAIRS]:
-                text += english + "\n"
-                spans.append((len(text), len(text) + len(german) + 1))
-                text += german + "\n\n"
-            found.append(Document(name, text, name, tuple(spans[EXAMPLES:])))
+            text, spans = side_by_side(pairs()[start : start + PAIRS])
+            found.append(Document(name, text, name, spans[EXAMPLES:]))
     return found

@@ -30,6 +30,16 @@ def split_of(path: str) -> str:
     return "pretrain" if u < 0.76 else "heads" if u < 0.84 else "validation" if u < 0.88 else "test"
 
 
+def side_by_side(pairs) -> tuple[str, tuple]:
+    """Sentences, each with its translation on the line behind it, as one text, and the spans of the translations."""
+    text, spans = "", []
+    for sentence, translation in pairs:
+        text += sentence + "\n"
+        spans.append((len(text), len(text) + len(translation) + 1))
+        text += translation + "\n\n"
+    return text, tuple(spans)
+
+
 def text_digest(docs: list[Document]) -> str:
     """sha256 over ids and texts, in order."""
     digest = hashlib.sha256()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..base.fetch import fetch, lock_path
 from ..base.files import read_json
-from .documents import MIN_CHARS, PIECE, Document, split_of, unit
+from .documents import MIN_CHARS, PIECE, Document, side_by_side, split_of, unit
 
 ROWS = 60_000  # of a dataset's files, at most
 HEADS_SHARE = 0.3  # of its training part; the rest is counted by the controls
@@ -28,12 +28,8 @@ class Source:
 def pairs(rows, at_once: int = 3) -> Iterator[tuple[str, tuple]]:
     """English and its German, some pairs a document; the German may be scored."""
     for start in range(0, len(rows) - at_once + 1, at_once):
-        text, spans = "", []
-        for row in rows[start : start + at_once]:
-            text += row["translation"]["en"] + "\n"
-            spans.append((len(text), len(text) + len(row["translation"]["de"]) + 1))
-            text += row["translation"]["de"] + "\n\n"
-        yield text, tuple(spans)
+        both = (row["translation"] for row in rows[start : start + at_once])
+        yield side_by_side((row["en"], row["de"]) for row in both)
 
 
 def lines(rows) -> Iterator[tuple[str, tuple]]:

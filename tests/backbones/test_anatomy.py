@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import GROUPED, SHAPE, VOCAB, WINDOW, perturbed, tiny_backbone, tiny_model
+from tiny_models import GROUPED, SHAPE, VOCAB, WINDOW, perturbed, random_model, tiny_backbone, tiny_model
 from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,
@@ -44,15 +44,9 @@ TEXT = GROUPED | dict(sliding_window=WINDOW, layer_types=["sliding_attention", "
 VISION = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8)
 
 
-def made(config, dtype=torch.float64, make=AutoModelForCausalLM, seed=0):
-    """A random model of the configuration, weights large enough that attention matters."""
-    torch.manual_seed(seed)
-    model = make.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim > 1:
-                p.normal_(0, 0.4)
-    return model.to(dtype).eval().requires_grad_(False)
+def made(*given, **options):
+    """A random model of a configuration, frozen."""
+    return random_model(*given, **options).requires_grad_(False)
 
 
 def backbone(model):

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from test_marginal import SEQ, batch, brute_force
-from tiny_models import GROUPED, SHAPE, VOCAB, WIDE, tiny_model
+from tiny_models import GROUPED, SHAPE, VOCAB, WIDE, random_model, tiny_model
 from transformers import (
-    AutoModelForCausalLM,
     BartConfig,
     BloomConfig,
     DeepseekV3Config,
@@ -42,19 +41,9 @@ EXPANDED = {
 }
 
 
-def model_of(config, dtype=torch.float64):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.4)
-    return model.to(dtype).eval()
-
-
 @pytest.mark.parametrize("name", PACKED)
 def test_what_is_one_rule_away_is_packed_and_exact(name):
-    model, (ids, mask) = model_of(PACKED[name]()), batch("left")
+    model, (ids, mask) = random_model(PACKED[name]()), batch("left")
     for offset in (2, 3):
         f = future_log_probs(model, ids, offset, exact=True, attention_mask=mask)
         for row, column in mask.nonzero()[::2].tolist():
@@ -66,7 +55,7 @@ def test_what_is_one_rule_away_is_packed_and_exact(name):
 @pytest.mark.filterwarnings("ignore:.*cannot be packed")
 @pytest.mark.parametrize("name", EXPANDED)
 def test_what_cannot_be_packed_is_served_by_its_repeated_cache(name):
-    model, (ids, mask) = model_of(EXPANDED[name](), torch.float32), batch("left")
+    model, (ids, mask) = random_model(EXPANDED[name](), torch.float32), batch("left")
     wanted = mask * (torch.arange(SEQ) % 4 == 0)
     for offset in (2, 3):
         f = future_log_probs(model, ids, offset, exact=True, attention_mask=mask, positions=wanted)
@@ -87,7 +76,7 @@ def test_what_cannot_be_packed_is_served_by_its_repeated_cache(name):
 @pytest.mark.parametrize("change", [dict(STEPS=0), dict(PASS=2), dict(STEPS=2, CACHE_BYTES=5000)], ids=str)
 def test_how_a_cache_is_led_and_repeated_changes_nothing(change, monkeypatch):
     for name in ("recurrent and attention layers", "a bias of its own"):
-        model, (ids, mask) = model_of(EXPANDED[name](), torch.float32), batch()
+        model, (ids, mask) = random_model(EXPANDED[name](), torch.float32), batch()
         positions = torch.zeros_like(mask, dtype=torch.bool)
         positions[:, [1, 2, 5]] = True
         call = dict(attention_mask=mask, positions=positions, top_k=3)
@@ -101,7 +90,7 @@ def test_how_a_cache_is_led_and_repeated_changes_nothing(change, monkeypatch):
 
 
 def test_the_prefix_has_logits_of_the_wanted_positions_alone():
-    model, seen = model_of(EXPANDED["recurrent and attention layers"](), torch.float32), []
+    model, seen = random_model(EXPANDED["recurrent and attention layers"](), torch.float32), []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
     ids, t = torch.randint(VOCAB, (1, 9)), torch.tensor([2, 5])
     with torch.no_grad():
