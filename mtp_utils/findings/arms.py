@@ -22,6 +22,7 @@ from . import head_measures
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
+GAIN = 0.03  # nats a doubling of the training budget, below which heads count as trained out
 FEATURES = {"last": "last layer", "mix": "layer mix", "concat": "all layers"}  # in words
 VALIDATION_SHARE = 21  # one validation block for so many training blocks, at least one and at most eight of each corpus
 
@@ -149,6 +150,7 @@ def trained_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
     how = replace(how, rate=rates)
     name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
     written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
+    name += f"-{how.blocks}x" if how.blocks > 1 else ""
     name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{bench.train.fingerprint[:8]}"
     arrays = run.measure_arrays(
         f"03_heads_{bench.backbone.name.replace('/', '-')}_{name}",
@@ -195,6 +197,26 @@ def settled_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
         if _mean_loss(lower) >= _mean_loss(best):
             return best
         best = lower
+
+
+def trained_out(run, bench: Bench, spec: HeadSpec, how: Training, most: int) -> list[Arm]:
+    """The arm at doubling budgets from how.tokens on, each at its settled rates, until the last doubling brings less than GAIN
+    nats on validation (they then count as trained out) or the next would be above `most` tokens; in epochs over the text."""
+    found = [settled_arm(run, bench, spec, replace(how, epochs=_epochs(bench, how.tokens)))]
+    while not is_trained_out(found) and 2 * found[-1].training.tokens <= most:
+        last = found[-1].training
+        tokens = 2 * last.tokens
+        found.append(settled_arm(run, bench, spec, replace(last, tokens=tokens, epochs=_epochs(bench, tokens))))
+    return found
+
+
+def is_trained_out(by_budget: list[Arm]) -> bool:
+    """Whether the last doubling of a budget brought less than GAIN."""
+    return len(by_budget) > 1 and _mean_loss(by_budget[-2]) - _mean_loss(by_budget[-1]) < GAIN
+
+
+def _epochs(bench: Bench, tokens: int) -> int:
+    return -(-tokens // bench.train.tokens.numel())
 
 
 def _mean_loss(arm: Arm) -> float:

@@ -17,7 +17,7 @@ from torch import nn
 from ..backbones.anatomy import require_states, rows_of, unembed
 from ..backbones.load import Backbone
 from ..base.files import file_digest, sha256, write_atomic, write_json
-from .parts import Block, features_of, trunk_of
+from .parts import Block, features_of, trunk_of, unembedding_of
 from .spec import HeadSpec
 
 
@@ -48,8 +48,9 @@ class Heads(nn.Module):
             torch.manual_seed(seed)
             self.features = nn.ModuleDict({str(k): features_of(model, spec, self.layers) for k in spec.offsets})
             self.trunks = nn.ModuleDict({str(k): trunk_of(model, spec) for k in spec.offsets})
-        copied = spec.offsets if spec.unembedding == "copied" else ()
-        self.unembeddings = nn.ModuleDict({str(k): copy.deepcopy(model.get_output_embeddings()) for k in copied})
+        makes = {"copied": lambda: copy.deepcopy(model.get_output_embeddings()), "own": lambda: unembedding_of(model)}
+        trained = spec.offsets if spec.unembedding in makes else ()
+        self.unembeddings = nn.ModuleDict({str(k): makes[spec.unembedding]() for k in trained})
         self.requires_grad_(True).to(device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
 
     @property
@@ -78,8 +79,17 @@ class Heads(nn.Module):
         """Log-probs of the token `offset` ahead, nats, (..., vocab): the unembedding of what `forward` gave, sums to one."""
         if self.spec.kind == "next_token":
             return self.trunks[str(offset)].log_probs(unembed(self.model, hidden))
-        own = self.unembeddings[str(offset)] if self.spec.unembedding == "copied" else None
-        return unembed(self.model, hidden, own).float().log_softmax(-1)
+        if self.spec.unembedding == "own":
+            return self.unembeddings[str(offset)](hidden).float().log_softmax(-1)
+        copied = self.unembeddings[str(offset)] if self.spec.unembedding == "copied" else None
+        return unembed(self.model, hidden, copied).float().log_softmax(-1)
+
+    @torch.no_grad()
+    def begin(self, tokens: torch.Tensor) -> None:
+        """Start unembeddings of the heads' own as the unigram of these tokens (one more of each counted); others stay."""
+        counts = torch.bincount(tokens.flatten().cpu(), minlength=self.vocabulary) + 1.0
+        for one in self.unembeddings.values() if self.spec.unembedding == "own" else ():
+            one.bias.copy_((counts / counts.sum()).log())
 
     @torch.no_grad()
     def draft(self, states: torch.Tensor, caches: dict | None = None) -> torch.Tensor:

@@ -37,6 +37,8 @@ def joint_training(
             documents; the last good checkpoint stays.
     """
     together, accelerator = Together(features.backbone, spec, how, shared=sharded.asked()), Accelerator()
+    if spec:
+        together.heads.begin(features.tokens)
     order, checks = plan(features, spec or HeadSpec(offsets=(2,)), how)
     offsets, steps = spec.offsets if spec else (), len(order)
     peaks = how.rates(offsets) if spec else (how.rate,)

@@ -130,6 +130,14 @@ class NextTokenMap(nn.Module):
         return (logits.float().softmax(-1) @ self.rows.softmax(-1)).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
+def unembedding_of(model) -> nn.Linear:
+    """A head's own unembedding (V, d) with a bias, both zero."""
+    found = nn.Linear(model.config.get_text_config().hidden_size, model.get_output_embeddings().weight.shape[0])
+    nn.init.zeros_(found.weight)
+    nn.init.zeros_(found.bias)
+    return found
+
+
 def features_of(model, spec: HeadSpec, layers: tuple[int, ...]) -> nn.Module:
     if spec.features == "mix":
         return LayerMix(model, layers)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 KINDS = ("linear", "residual", "block", "next_token")
 FEATURES = ("last", "mix", "concat")
-UNEMBEDDINGS = ("shared", "copied")
+UNEMBEDDINGS = ("shared", "copied", "own")
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,9 @@ class HeadSpec:
     kind: `linear` (W h + b, W = 1 at the start), `residual` (h + SiLU(W h + b), W = b = 0 at the start, so that the head
     starts as the LM head), `block` (a transformer layer of the backbone's kind), `next_token` (a control that sees nothing
     but p(.|x): q = p T with a row-stochastic T). features: `last`, the number of any one layer (0 = embeddings), `mix` or
-    `concat`. unembedding: the backbone's own, frozen (`shared`), or a trained copy of it for each offset (`copied`).
+    `concat`. unembedding: the backbone's, frozen (`shared`), or a trained copy of it for each offset (`copied`), or one of
+    each offset's `own`, which starts at zero with the log-frequencies of the training text as its bias: the head then starts as
+    the unigram instead of being sure of the wrong token.
 
     Raises:
         ValueError: an argument outside these, naming it.

@@ -65,6 +65,7 @@ def trained_heads(
     """
     accelerator = Accelerator()
     heads = Heads(features.backbone, spec, training.seed)
+    heads.begin(features.tokens)
     order, checks = plan(features, spec, training)
     groups = [g for k, rate in zip(spec.offsets, training.rates(spec.offsets), strict=True) for g in head_groups(heads, k, rate)]
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))

@@ -1,6 +1,7 @@
 """Gaps of heads to the marginal: scored on the same positions, tuned alike, bounded by what the width allows."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +104,19 @@ def test_rates_are_lowered_for_as_long_as_that_is_better_with_all_tokens(monkeyp
     monkeypatch.setattr(arms, "trained_arm", of_rate)
     assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(1e-2, 100)).training.rate == (3e-3,)
     assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(3e-3, 100)).training.rate == 3e-3
+
+
+@pytest.mark.parametrize(("most", "budgets"), [(10_000, [100, 200, 400, 800]), (300, [100, 200])])
+def test_heads_train_until_a_doubling_brings_too_little_or_to_the_cap(monkeypatch, most, budgets):
+    def of_budget(run, bench, spec, how):
+        loss = {100: 3.0, 200: 2.5, 400: 2.4}.get(how.tokens, 2.4 - arms.GAIN / 2)
+        return arms.Arm(spec, how, Arrays({"validation": np.array([[loss]]), "kept": np.array([0])}, "x"), "x")
+
+    monkeypatch.setattr(arms, "trained_arm", of_budget)
+    bench = SimpleNamespace(train=SimpleNamespace(tokens=torch.zeros(3, 50)))
+    found = arms.trained_out(None, bench, HeadSpec(offsets=(2,)), Training(1e-4, 100), most)
+    assert [arm.training.tokens for arm in found] == budgets and arms.is_trained_out(found) == (most > 300)
+    assert [arm.training.epochs for arm in found] == [-(-n // 150) for n in budgets]
 
 
 def test_one_rate_for_all_heads_or_the_same_for_each_is_the_same_arm(run, bench):

@@ -45,6 +45,21 @@ def test_a_residual_or_linear_head_starts_as_the_lm_head(name, layers):
                 assert (heads.log_probs(k, h) - logits.log_softmax(-1)).abs().max() < 1e-5
 
 
+def test_a_head_with_an_unembedding_of_its_own_starts_as_the_unigram_of_its_text():
+    b, tokens = tiny_backbone(), torch.tensor([[1, 1, 1, 2, 5], [1, 2, 2, 0, 1]])
+    heads = Heads(b, HeadSpec("block", unembedding="own", offsets=(2, 3)))
+    heads.begin(tokens)
+    states, _ = states_of(b, heads.layers)
+    counts = torch.tensor([2.0, 6.0, 4.0, 1.0, 1.0, 2.0, 1.0])
+    for k, h in heads(states).items():
+        assert torch.allclose(heads.log_probs(k, h), (counts / counts.sum()).log().expand(*h.shape[:-1], -1), atol=1e-6)
+    own = heads.unembeddings["2"]
+    with torch.no_grad():
+        own.weight.normal_()
+    h = heads(states)[2]
+    assert torch.allclose(heads.log_probs(2, h), (h @ own.weight.T + own.bias).log_softmax(-1), atol=1e-5)
+
+
 def test_residual_and_linear_are_their_formulas():
     b = tiny_backbone()
     for layers in (1, 2):
