@@ -22,7 +22,7 @@ CLAIMS = {
 CHANGES = {  # what would change a verdict
     "C1": "a counting control that sees further back than two tokens and wins, or a larger backbone on more open text.",
     "C2 (size)": "a ladder trained to the end at every size; ours holds the tokens fixed, and small rungs are nearer their best.",
-    "C2 (data)": "text whose entropy does not tell right from wrong: translations by people, say, where ours are a grammar's.",
+    "C2 (data)": "translations by people in place of a grammar's, or kinds of text that differ in nothing but their determinism.",
     "C3a": "heads with far more training (notebook 04 draws the gap against it), or of a kind that is not in the grid.",
     "C3b": "a second pre-training run of each twin, whose spread is not in the interval, or heads deep enough to undo what "
     "layers specialise in.",

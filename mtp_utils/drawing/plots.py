@@ -199,8 +199,29 @@ def dose_response(summary: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def auroc(table: pd.DataFrame, threshold: float, title: str) -> Figure:
-    """AUROC of each criterion for a right arg-max at offset 2, a marker per corpus; chance and the claim's threshold drawn."""
+def differences(table: pd.DataFrame, title: str) -> Figure:
+    """What was added to the cross-entropy and to the misses, by corpus, a marker per offset.
+
+    table: corpus, offset, metric, value, ..."""
+    panels = {"cross_entropy": "cross-entropy added [nats]", "misses": "misses added (share)"}
+    corpora = list(dict.fromkeys(table["corpus"]))
+    figure, axes = new_axes(2, width=3.8, height=2.8, sharey=True)
+    for ax, (metric, label) in zip(axes, panels.items(), strict=True):
+        for offset, name, called in ((1, "ntp", "NTP, offset 1"), (2, "marginal", "marginal, offset 2")):
+            rows = table[(table.metric == metric) & (table.offset == offset)].set_index("corpus").loc[corpora]
+            y, (colour, marker, _) = np.arange(len(corpora)) + 0.2 * (offset - 1.5), STYLE[name]
+            options = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 2, "label": called}
+            ax.errorbar(rows["value"], y, xerr=errors(rows), **options)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set(xlabel=label, yticks=range(len(corpora)), yticklabels=corpora)
+    axes[0].invert_yaxis()
+    legend_beside(axes[-1])
+    titled(figure, title)
+    return figure
+
+
+def auroc(table: pd.DataFrame, title: str) -> Figure:
+    """AUROC of each criterion for a right arg-max at offset 2, a marker per corpus; chance drawn."""
     names = list(dict.fromkeys(table["criterion"]))
     figure, (ax,) = new_axes(1, width=6.2, height=3.4)
     for i, corpus in enumerate(dict.fromkeys(table["corpus"])):
@@ -216,7 +237,6 @@ def auroc(table: pd.DataFrame, threshold: float, title: str) -> Figure:
             label=corpus,
         )
     ax.axvline(0.5, color="black", linewidth=0.8, label="chance")
-    ax.axvline(threshold, color="grey", linestyle=":", label="threshold of the claim")
     ax.set(xlabel="AUROC for a right arg-max at offset 2", yticks=range(len(names)), yticklabels=names)
     ax.invert_yaxis()
     legend_beside(ax)

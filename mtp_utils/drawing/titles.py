@@ -101,6 +101,12 @@ def dose_response(summary: pd.DataFrame) -> str:
     return f"From {rates} free choice the true m2 costs {true} nats, {last}'s {ours}\ntranslation, offset 2"
 
 
+def four_bits(table: pd.DataFrame, backbone: str) -> str:
+    """02: what rounding to four bits adds to the marginal's cross-entropy."""
+    found = single(table[(table.offset == 2) & (table.metric == "cross_entropy")])
+    return f"Rounded to four bits the token after next costs more by: {found} nats\n{backbone}, weights as in a Q4_1 file"
+
+
 def criteria(table: pd.DataFrame, backbone: str) -> str:
     """02: AUROC of a low entropy of the marginal."""
     found = single(table[table.criterion == "low H(m2)"], "effect")

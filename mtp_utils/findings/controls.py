@@ -18,30 +18,35 @@ from .scoring import Labels, Tokenizer, score
 def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split: str, text: str) -> pd.DataFrame:
     """Unigram, skip-bigram and interpolated skip-trigram, counted on a split of the same corpus, at every offset; text: the
     digest of what is counted."""
-    vocabulary = vocabulary_of(tokenizer.tokenizer)
-    key = tokenizer.fingerprint, blocks.fingerprint, split, text, vocabulary
-    if key not in _counted:  # the same for every backbone
-        _counted.clear()
-        _counted[key] = _control_log_probs(tokenizer.tokenizer, blocks, split, vocabulary)
-    found = _counted[key].items()
-    frames = [score(log_probs, labels.table, offset, name, predictor, "counts") for (offset, predictor), log_probs in found]
+    frames = []
+    for offset in range(1, blocks.horizon + 1):
+        found = _control_log_probs(tokenizer, blocks, split, text, offset).items()
+        frames += [score(log_probs, labels.table, offset, name, predictor, "counts") for predictor, log_probs in found]
     return pd.concat(frames, ignore_index=True)
 
 
-_counted = {}
+_counted = {}  # of small vocabularies: the same for every backbone
+KEPT = 4096  # tokens of a vocabulary, at most; of a larger one they are gigabytes
 
 
-def _control_log_probs(tokenizer, blocks, split: str, vocabulary: int) -> dict[tuple[int, str], torch.Tensor]:
-    """(offset, predictor) -> (positions, vocab) log-probs of the counting controls, nats."""
-    stream = blocks_module.stream(blocks.corpus, split, tokenizer)
-    begins = blocks_module.begins(blocks.corpus, split, tokenizer)
-    row, t = np.nonzero(blocks.scored.numpy())
-    contexts = np.stack([blocks.tokens[row, t - 1].numpy(), blocks.tokens[row, t].numpy()], 1)
-    return {
-        (offset, predictor): torch.from_numpy(np.log(probs))
-        for offset in range(1, blocks.horizon + 1)
-        for predictor, probs in ngrams.ngram_probs(stream, begins, contexts, offset, vocabulary).items()
-    }
+def _control_log_probs(tokenizer: Tokenizer, blocks, split: str, text: str, offset: int) -> dict[str, torch.Tensor]:
+    """predictor -> (positions, vocab) log-probs of the counting controls at an offset, nats."""
+    vocabulary = vocabulary_of(tokenizer.tokenizer)
+    key = tokenizer.fingerprint, blocks.fingerprint, split, text, vocabulary
+    if key not in _counted:
+        _counted.clear()
+        _counted[key] = {}
+    if offset not in _counted[key]:
+        stream = blocks_module.stream(blocks.corpus, split, tokenizer.tokenizer)
+        begins = blocks_module.begins(blocks.corpus, split, tokenizer.tokenizer)
+        row, t = np.nonzero(blocks.scored.numpy())
+        contexts = np.stack([blocks.tokens[row, t - 1].numpy(), blocks.tokens[row, t].numpy()], 1)
+        probs = ngrams.ngram_probs(stream, begins, contexts, offset, vocabulary)
+        found = {predictor: torch.from_numpy(np.log(values)) for predictor, values in probs.items()}
+        if vocabulary > KEPT:
+            return found
+        _counted[key][offset] = found
+    return _counted[key][offset]
 
 
 def greedy_path_table(labels: Labels, name: str) -> pd.DataFrame:

@@ -1,6 +1,9 @@
 """C1 and C2, as notebooks 01 and 02 ask them: truncation against the exact sum, the negative control, context, free choice,
 sizes."""
 
+import math
+
+import numpy as np
 import pandas as pd
 
 from ..backbones.load import Backbone
@@ -69,6 +72,34 @@ def negative_control(run, backbone: Backbone, test: dict) -> pd.DataFrame:
         low, high = found["rate"].quantile([0.005, 0.995])
         row = {"corpus": corpus, "right pairs": found["top1_true_pairs"].iloc[0], "other document": found["rate"].mean()}
         rows.append(row | {"low": low, "high": high, "product of frequencies": found["expected"].iloc[0]})
+    return pd.DataFrame(rows)
+
+
+def characters_per_token(tokenizer, blocks) -> float:
+    """The mean length of the tokens that are predicted, those behind the scored positions up to the horizon, in characters of
+    the decoded text."""
+    lengths = []
+    for row, t in np.argwhere(blocks.scored.numpy()):
+        before, after = (tokenizer.decode(blocks.tokens[row, : t + 1 + k]) for k in (0, blocks.horizon))
+        lengths.append(len(after) - len(before))
+    return float(np.mean(lengths)) / blocks.horizon
+
+
+def in_bits(summary: pd.DataFrame, lengths: dict[str, float]) -> pd.DataFrame:
+    """The rows of the cross-entropy as `bits_per_character`: CE / (ln 2 * characters a token). lengths: by corpus."""
+    rows = summary[summary.metric == "cross_entropy"].assign(metric="bits_per_character")
+    scale = 1 / (rows["corpus"].map(lengths) * math.log(2))
+    return rows.assign(**{name: rows[name] * scale for name in ("value", "ci_low", "ci_high")})
+
+
+def rounded_against(scores: pd.DataFrame, rounded: pd.DataFrame) -> pd.DataFrame:
+    """The marginal's cross-entropy (nats) and misses (1 - top-1) of a rounded backbone minus those of the whole one, on data
+    labels, paired by position: corpus, offset, metric, value with its interval. Both: rows of stored.marginal_scores."""
+    rows, before, after = [], *(x[x.label_source == "data"].groupby(["corpus", "offset"], sort=False) for x in (scores, rounded))
+    for (corpus, offset), whole in before:
+        for metric, column in (("cross_entropy", "log_prob"), ("misses", "top1")):
+            found = metrics.paired(whole, after.get_group((corpus, offset)), column)
+            rows.append({"corpus": corpus, "offset": offset, "metric": metric, "value": found.pop("effect"), **found})
     return pd.DataFrame(rows)
 
 

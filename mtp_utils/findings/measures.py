@@ -16,20 +16,25 @@ from ..text import offsets
 from . import scoring
 from .scoring import Labels, estimator_name, parts_of, positions_of, score, seeds_of
 
+ROWS = 8  # of a pass that keeps the logits of every token
+
 
 def ntp_table(backbone, blocks) -> pd.DataFrame:
     """Held-out next-token cross-entropy: the mean over all real tokens of each document's window, in nats."""
     rows = []
     for part in parts_of(blocks, f"next-token loss {backbone.name} {blocks.corpus}"):
-        with torch.no_grad():
-            inputs = {"input_ids": blocks.tokens[part], "attention_mask": blocks.mask[part].long()}
-            logits = backbone.model(**{name: x.to(backbone.model.device) for name, x in inputs.items()}).logits.cpu()
-        means, counts = scoring.next_token_losses(logits, blocks.tokens[part], blocks.mask[part])
-        rows += [
-            (backbone.name, blocks.corpus, blocks.documents[r], float(m), int(n))
-            for r, m, n in zip(part.tolist(), means, counts, strict=True)
-        ]
-    rows = [row for share in ranks.gather(rows) for row in share]
+        for few in part[blocks.mask[part].sum(1).argsort(stable=True)].split(ROWS):
+            longest = int(blocks.mask[few].sum(1).max())  # what stands behind the text is not read
+            tokens, mask = blocks.tokens[few, :longest], blocks.mask[few, :longest]
+            with torch.no_grad():
+                inputs = {"input_ids": tokens, "attention_mask": mask.long()}
+                logits = backbone.model(**{name: x.to(backbone.model.device) for name, x in inputs.items()}).logits.cpu()
+            means, counts = scoring.next_token_losses(logits, tokens, mask)
+            rows += [
+                (r, backbone.name, blocks.corpus, blocks.documents[r], float(m), int(n))
+                for r, m, n in zip(few.tolist(), means, counts, strict=True)
+            ]
+    rows = [row[1:] for row in sorted(row for share in ranks.gather(rows) for row in share)]
     return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "cross_entropy", "n_tokens"])
 
 

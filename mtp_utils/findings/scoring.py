@@ -63,8 +63,9 @@ def next_token_losses(logits: torch.Tensor, tokens: torch.Tensor, mask: torch.Te
 
     logits (rows, T, V); tokens, mask (rows, T).
     """
-    logits, labels = offsets.predictions_at(logits, 1).float(), offsets.labels_at(tokens, 1)
-    losses = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none")
+    logits, labels = offsets.predictions_at(logits, 1), offsets.labels_at(tokens, 1)
+    each = zip(logits, labels, strict=True)  # a row at a time: of a large vocabulary several are gigabytes
+    losses = torch.stack([torch.nn.functional.cross_entropy(x.float(), y, reduction="none") for x, y in each])
     keep = offsets.labels_at(mask, 1)
     return (losses * keep).sum(1) / keep.sum(1), keep.sum(1)
 

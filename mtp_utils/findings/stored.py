@@ -13,7 +13,8 @@ DRAWN = ("sampled", "greedy")  # label sources beyond the data's own
 # vocabulary: hybrid, with captured_mass in the table and the bias measured at offset 2.
 ESTIMATORS = {1: {"exact": True}, 2: {"exact": True}, 3: {"top_k": 8, "samples": 64}, 4: {"top_k": 4, "samples": 64}}
 LARGEST_EXACT = 4096  # vocabulary up to which offset 2 is summed over all of it
-BEYOND = {"top_k": 128, "samples": 128}  # offset 2 above that
+# Above that: each candidate costs a pass of a larger model, and offsets 3 and 4 are exploratory.
+BEYOND = {2: {"top_k": 128, "samples": 128}, 3: {"top_k": 8, "samples": 32}, 4: {"top_k": 4, "samples": 32}}
 NEARLY = {"top_k": 1024, "samples": 256}  # what that is held against, on few documents: unbiased, and little of it is sampled
 
 
@@ -24,7 +25,7 @@ def sums_exactly(backbone) -> bool:
 
 def estimators_of(backbone) -> dict[int, dict]:
     """offset -> arguments of future_log_probs, for a vocabulary of that size."""
-    return ESTIMATORS if sums_exactly(backbone) else ESTIMATORS | {2: BEYOND}
+    return ESTIMATORS if sums_exactly(backbone) else ESTIMATORS | BEYOND
 
 
 def held_against(backbone) -> tuple[dict, str]:

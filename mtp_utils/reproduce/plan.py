@@ -96,7 +96,7 @@ def estimates(profile: Profile) -> dict[str, float]:
         else:
             config, _, size = look_at(name)
             parameters[name], vocabulary = size / (config.dtype or torch.float32).itemsize, config.get_text_config().vocab_size
-        beyond = sum(BEYOND.values())  # about as many for offset 2 above LARGEST_EXACT as for each later offset
+        beyond = sum(BEYOND[2].values())  # about as many for offset 2 above LARGEST_EXACT as for each later offset
         last = name in profile.last_rungs
         paths_of_one = (vocabulary if vocabulary <= LARGEST_EXACT else beyond) + last * beyond * (profile.horizon - 2)
         windows = profile.n_documents * len(profile.corpora)

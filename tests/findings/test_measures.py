@@ -183,3 +183,50 @@ def test_where_no_exact_sum_can_be_had_estimators_are_held_against_one_that_is_n
     exact = measures.truncation_table(backbone, text, estimators)
     assert np.allclose(of_nearly["log_prob_exact"], exact["log_prob_exact"], atol=0.02)
     assert np.array_equal(of_nearly["log_prob"], exact["log_prob"])
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(0.2, "reproduced"), (0.0, "inconclusive"), (-0.2, "not reproduced")])
+def test_kinds_of_text_are_judged_by_the_less_certain_of_excess_and_lead_on_translations_by_people(lead, verdict):
+    rows = [
+        (kind, against, measure, value, value - 0.1, value + 0.1, {0.5: 1e-6, 0.0: 1.0}.get(value, 1e-4), 400)
+        for against in ("code", "prose")
+        for kind, measure, value in (
+            ("translation", "lead", 0.5), ("translation", "excess", 0.5), ("catalogues", "top1", 0.5),
+            ("catalogues", "excess", 0.5), ("catalogues", "lead", lead),
+        )
+    ]  # fmt: skip
+    columns = ["kind", "against", "measure", "effect", "ci_low", "ci_high", "p", "n_documents"]
+    found = marginal_claims.c2_data(pd.DataFrame(rows, columns=columns), "b")
+    assert (found.verdict, found.effect) == (verdict, lead) and "catalogues" in found.contrast
+
+
+def test_bits_per_character_are_nats_by_the_length_of_the_tokens_that_are_predicted(backbone, text):
+    length = marginal_tables.characters_per_token(backbone.tokenizer, text)
+    behind = [text.tokens[row, t + 1 : t + 4] for row, t in text.scored.nonzero().tolist()]
+    plain = np.mean([len(backbone.tokenizer.decode(ids)) for ids in behind]) / 3
+    assert abs(length - plain) < 0.02 * plain and length > 1
+    rows = {"corpus": ["code"] * 2, "metric": ["cross_entropy", "top1"]}
+    table = pd.DataFrame(rows | {n: [np.log(2) * 3, 0.5] for n in ("value", "ci_low", "ci_high")})
+    (row,) = marginal_tables.in_bits(table, {"code": 1.5}).to_dict("records")
+    assert row["metric"] == "bits_per_character" and np.allclose([row["value"], row["ci_low"]], 2.0)
+
+
+def test_next_token_losses_are_each_documents_own_whatever_stands_beside_it(backbone, text):
+    found = measures.ntp_table(backbone, text)
+    assert found["document"].tolist() == list(text.documents)
+    for row in (0, 7):
+        ids = text.tokens[row, : int(text.mask[row].sum())][None]
+        with torch.no_grad():
+            loss = backbone.model(ids, labels=ids).loss
+        assert abs(found["cross_entropy"][row] - float(loss)) < 1e-4 and found["n_tokens"][row] == ids.shape[1] - 1
+
+
+def test_counting_controls_of_a_large_vocabulary_are_not_kept_and_are_the_same(backbone, text, labels, monkeypatch):
+    given = {"tokenizer": scoring.Tokenizer(backbone.tokenizer), "blocks": text, "labels": labels, "name": "b", "split": "heads"}
+    controls._counted.clear()
+    kept = controls.control_table(**given, text="t")
+    assert sum(map(len, controls._counted.values())) == text.horizon
+    monkeypatch.setattr(controls, "KEPT", 100)
+    controls._counted.clear()
+    pd.testing.assert_frame_equal(controls.control_table(**given, text="t"), kept)
+    assert not any(controls._counted.values())
