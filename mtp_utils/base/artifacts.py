@@ -3,6 +3,7 @@
 The claims' words stand here, and what would change each verdict; what decides them: findings/claims.py.
 """
 
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +33,17 @@ VERDICT_COLUMNS = ("claim", "contrast", "effect", "ci_low", "ci_high", "seeds", 
 UNTESTED = "not tested"  # the verdict on a claim that could not be judged; `text` says why
 EXPLORER = "explorer.html"
 KINDS = ("png", "svg", "csv", "json")
+
+
+def picture(figure, kind: str) -> bytes:
+    """The figure as a file of that kind (png, svg), the same bytes every time: no date, no random ids."""
+    import matplotlib
+
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "mtp"}):
+        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+    return buffer.getvalue()
 
 
 def source_sha256(notebook: str) -> str:

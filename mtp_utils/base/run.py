@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import math
 import os
 import re
@@ -69,7 +68,7 @@ class Run:
         folder = paths.figures(self.profile.name)
         outputs = {}
         for kind in ("png", "svg"):
-            data = _draw(fig, kind)
+            data = artifacts.picture(fig, kind)
             files.write_atomic(folder / f"{stem}.{kind}", data)
             outputs[kind] = files.sha256(data)
         record = {"stem": stem, **self._origin(), "alt": alt, "outputs": outputs, "tables": list(self._tables)}
@@ -169,17 +168,6 @@ class Run:
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 1)
-
-
-def _draw(fig, kind: str) -> bytes:
-    """The figure as bytes that are the same every time: no date, no random ids."""
-    import matplotlib
-
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "mtp"}):
-        fig.savefig(buffer, format=kind, dpi=200, metadata=metadata)
-    return buffer.getvalue()
 
 
 def _seeds(seeds) -> str:

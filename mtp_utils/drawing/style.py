@@ -71,6 +71,13 @@ def new_axes(n: int, width: float = 3.4, height: float = 3.2, **options):
     return figure, axes
 
 
+def new_grid(rows: int, columns: int, width: float, height: float, **options):
+    """As new_axes, of several rows: figure, axes[row][column]."""
+    figure, _ = new_axes(1, width * columns, height * rows)
+    figure.clear()
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
 def titled(figure: Figure, title: str) -> None:
     """The figure's title, each of its lines in as many as the figure's width asks for."""
     lines = [part for line in title.split("\n") for part in _broken(line, int(11 * figure.get_figwidth()))]

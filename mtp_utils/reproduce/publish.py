@@ -1,4 +1,4 @@
-"""Puts the default run's figures into figures/ and the README, and checks what was put there."""
+"""Puts finished runs' figures into figures/ and their findings into the README, and checks what was put there."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from ..base import artifacts, paths
-from ..base.files import sha256, write_atomic
+from ..base.files import sha256, write_atomic, write_json
 from ..base.locks import Stop
 from ..base.records import read_table
+from . import overview
 
-PROFILE = "default"
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
+PAGE = "07"  # the notebook that makes the explorer's page
+FIRST = ("00", "01", "02")  # notebooks without which nothing of a pretrained model is published
 # Text and whole numbers are compared as they are. Other numbers differ between processors and thread counts: in the
 # last digits of a log-prob, and where two tokens are nearly tied, by single positions of an accuracy.
 RTOL, ATOL = 0.02, 0.01
@@ -24,38 +26,66 @@ TIMED = "06_speed"  # ratios of seconds: only its text is compared
 
 
 def publish() -> int:
-    """Copy the figures, manifest.json and scorecard.md of a complete default run, and renew the README's table."""
-    source, readme = paths.figures(PROFILE), paths.ROOT / "README.md"
-    _refuse_incomplete(source)
-    text = _with_findings(readme.read_text("utf-8"), (source / "scorecard.md").read_text("utf-8"))
-    files = [source / name for name in (*_expected_files(_manifest(source)), "manifest.json")]
-    for path in files:
-        write_atomic(paths.FIGURES / path.name, path.read_bytes())
-    names = {path.name for path in files}
-    for path in paths.FIGURES.iterdir():
-        if path.name not in names and path.suffix.lstrip(".") in artifacts.KINDS:
-            path.unlink()
-    write_atomic(readme, text.encode())
-    print(f"published {len(files)} files to {paths.FIGURES} and the findings to {readme}")
+    """Copy figures, manifest.json and scorecard.md of the default run, and below it those of the pretrained models' runs, where
+    they are complete; draw the figure over all of them and renew the README's table.
+
+    A pretrained model's run takes hours: what of it is finished is published, from notebook 02 on, and the others are left out.
+    """
+    readme, refused, done = paths.ROOT / "README.md", [], []
+    _with_findings(readme.read_text("utf-8"), "")
+    for name, (folder, profile) in overview.RUNS.items():
+        try:
+            done.append((name, folder, profile, _ready(profile)))
+        except Stop as stop:
+            refused.append(f"{name}: {stop}")
+    if not done:
+        raise Stop(refused[0])
+    for name, folder, profile, manifest in done:
+        print(f"{name}: {_copy(profile, manifest, paths.FIGURES / folder)} files to {paths.FIGURES / folder}")
+    print("\n".join(f"{line}; left as it is published" for line in refused))
+    overview.draw(paths.FIGURES)
+    write_atomic(readme, _with_findings(readme.read_text("utf-8"), overview.findings(paths.FIGURES)).encode())
+    print(f"the findings are in {readme}")
     return 0
 
 
+def _copy(profile: str, manifest: dict, target: Path) -> int:
+    """The files of a run that its manifest names, and the manifest; others of that kind are removed there. Their number."""
+    source, names = paths.figures(profile), list(_expected_files(manifest))
+    for name in names:
+        write_atomic(target / name, (source / name).read_bytes())
+    write_json(target / "manifest.json", manifest)
+    kept = {*names, "manifest.json", *(f"{overview.STEM}.{kind}" for kind in artifacts.KINDS)}
+    for path in target.iterdir():
+        if path.name not in kept and path.suffix.lstrip(".") in artifacts.KINDS:
+            path.unlink()
+    return len(names) + 1
+
+
 def check() -> int:
-    """Print what differs between figures/, its manifest, the README and the default run; 1 if anything does."""
-    if not (paths.FIGURES / "manifest.json").is_file():
+    """Print what differs between figures/, its manifests, the README and the runs here; 1 if anything does."""
+    folders = overview.published(paths.FIGURES)
+    if not folders:
         raise Stop("nothing is published yet: figures/manifest.json is missing; ./reproduce.sh publish makes it")
-    problems = _altered(paths.FIGURES)
-    readme, scorecard = (paths.ROOT / "README.md").read_text("utf-8"), paths.FIGURES / "scorecard.md"
-    if scorecard.is_file() and _with_findings(readme, scorecard.read_text("utf-8")) != readme:
-        problems.append(("README.md", "findings", "is not the table of figures/scorecard.md"))
-    figures = _manifest(paths.FIGURES)["figures"]
-    stems = [stem for stem in figures if (paths.figures(PROFILE) / f"{stem}.csv").is_file()]
-    for stem in stems:
-        problems += [(f"{stem}.csv", column, what) for column, what in _compare_stem(stem)]
+    problems, counts = [], []
+    for name, folder in folders.items():
+        here = paths.figures(overview.RUNS[name][1])
+        found = _altered(folder)
+        figures = _manifest(folder)["figures"]
+        stems = [stem for stem in figures if (here / f"{stem}.csv").is_file()]
+        for stem in stems:
+            found += [(f"{stem}.csv", column, what) for column, what in _compare_stem(stem, folder, here)]
+        problems += [((folder / file).relative_to(paths.FIGURES).as_posix(), *rest) for file, *rest in found]
+        counts.append(f"{name}: {len(figures)} figures, {len(stems)} tables compared with {here}")
+    readme = (paths.ROOT / "README.md").read_text("utf-8")
+    if not any(name.endswith("scorecard.md") for name, *_ in problems):
+        if _with_findings(readme, overview.findings(paths.FIGURES)) != readme:
+            problems.append(("README.md", "findings", "is not the table of the published scorecards"))
+        problems += overview.outdated(paths.FIGURES)
     for name, column, what in problems:
         print(f"{name:40} {column:24} {what}")
+    print("\n".join(counts))
     print(
-        f"figures/: {len(figures)} figures; compared with {paths.figures(PROFILE)}: {len(stems)} tables, "
         f"numbers within {ATOL} + {RTOL} x the published value ({ATOL_TRAINED} + {RTOL_TRAINED} x where heads were trained); "
         f"differences: {len(problems)}"
     )
@@ -81,8 +111,8 @@ def compare(published: pd.DataFrame, here: pd.DataFrame, rtol: float = RTOL, ato
     return found
 
 
-def _compare_stem(stem: str) -> list[tuple[str, str]]:
-    tables = [read_table(folder / f"{stem}.csv") for folder in (paths.FIGURES, paths.figures(PROFILE))]
+def _compare_stem(stem: str, *folders: Path) -> list[tuple[str, str]]:
+    tables = [read_table(folder / f"{stem}.csv") for folder in folders]
     if any(table is None for table in tables):
         return [("file", "is not the one its JSON describes")]
     if stem.startswith(COUNTED):
@@ -92,12 +122,19 @@ def _compare_stem(stem: str) -> list[tuple[str, str]]:
     return compare(*tables, *((RTOL_TRAINED, ATOL_TRAINED) if stem.startswith(TRAINED) else (RTOL, ATOL)))
 
 
-def _refuse_incomplete(source: Path) -> None:
-    missing = artifacts.unfinished(PROFILE)
-    if missing or not (source / "manifest.json").is_file():
-        raise Stop(f"the default run is not complete, run ./reproduce.sh first: {', '.join(missing) or 'no notebooks'}")
+def _ready(profile: str) -> dict:
+    """The manifest of a run that may be published, without the figures of unfinished notebooks; Stop where there is none."""
+    source, missing = paths.figures(profile), artifacts.unfinished(profile)
+    asked = [name for name in missing if profile == "default" or name[:2] in FIRST]
+    if asked or not (source / "manifest.json").is_file():
+        raise Stop(f"the {profile} run is not complete, run ./reproduce.sh first: {', '.join(asked) or 'no notebooks'}")
     if altered := _altered(source):
-        raise Stop(f"{altered[0][0]} of the default run {altered[0][2]}; run ./reproduce.sh again")
+        raise Stop(f"{altered[0][0]} of the {profile} run {altered[0][2]}; run ./reproduce.sh again")
+    manifest = _manifest(source)
+    figures = {stem: figure for stem, figure in manifest["figures"].items() if figure["notebook"] not in missing}
+    if any(name.startswith(PAGE) for name in missing):
+        manifest.pop("explorer_sha256", None)
+    return manifest | {"figures": figures}
 
 
 def _altered(folder: Path) -> list[tuple[str, str, str]]:
@@ -126,11 +163,10 @@ def _manifest(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text("utf-8"))
 
 
-def _with_findings(readme: str, scorecard: str) -> str:
-    """The README with the scorecard's table between its two markers; Stop if they are not there once each."""
+def _with_findings(readme: str, table: str) -> str:
+    """The README with the table between its two markers; Stop if they are not there once each."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise Stop(f"README.md needs {BEGIN} and {END}, once each, to hold the findings")
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    table = "\n".join(line for line in scorecard.splitlines() if line.startswith("|"))
     return f"{before}{BEGIN}\n{table}\n{END}{after}"

@@ -14,7 +14,7 @@ from mtp_utils.base.locks import Stop
 from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.records import read_table, write_table
 from mtp_utils.base.run import Run
-from mtp_utils.reproduce import publish
+from mtp_utils.reproduce import overview, publish
 
 ALT = "A black line that rises from zero to two as the offset grows from one to three."
 TABLE = pd.DataFrame({"corpus": ["prose"] * 3, "offset": [1, 2, 3], "accuracy": [0.5, 0.25, 0.125]})
@@ -117,7 +117,7 @@ def test_publish_copies_the_run_and_renews_the_findings(repository):
     assert names == [*(f"01_line.{k}" for k in ("csv", "json", "png", "svg")), "manifest.json", "scorecard.md"]
     readme = (repository / "README.md").read_text()
     assert readme.startswith("# Title\n\n") and readme.endswith(f"{publish.END}\nrest\n")
-    assert "| reproduced |" in readme and "old" not in readme
+    assert "| **reproduced**: 0.037 [0.019, 0.055], 300 documents |" in readme and "old" not in readme
     assert publish.check() == 0
 
 
@@ -141,17 +141,69 @@ def test_of_a_table_of_seconds_only_the_text_is_compared_and_of_passes_not_their
     for stem, (published, here) in tables.items():
         write_table(paths.FIGURES / f"{stem}.csv", published)
         write_table(paths.figures("default") / f"{stem}.csv", here)
-    assert [bool(publish._compare_stem(stem)) for stem in tables] == [False, False, True]
+    folders = paths.FIGURES, paths.figures("default")
+    assert [bool(publish._compare_stem(stem, *folders)) for stem in tables] == [False, False, True]
     write_table(paths.figures("default") / "06_speed.csv", tables["06_speed"][0].assign(way="b"))
-    assert publish._compare_stem("06_speed")
+    assert publish._compare_stem("06_speed", *folders)
 
 
 def test_the_findings_of_the_readme_are_those_of_the_published_tables():
     verdicts = read_table(ROOT / "figures" / "07_scorecard.csv")
-    text = artifacts.scorecard(verdicts, "default")
-    assert set(verdicts["claim"]) == set(artifacts.CLAIMS) and len(verdicts) == len(artifacts.CLAIMS)
-    assert publish._with_findings((ROOT / "README.md").read_text("utf-8"), text) == (ROOT / "README.md").read_text("utf-8")
-    assert (ROOT / "figures" / "scorecard.md").read_text("utf-8") == text
+    assert (ROOT / "figures" / "scorecard.md").read_text("utf-8") == artifacts.scorecard(verdicts, "default")
+    assert set(verdicts["claim"]) == set(artifacts.CLAIMS)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert publish._with_findings(readme, overview.findings(ROOT / "figures")) == readme
+    assert overview.outdated(ROOT / "figures") == []
+
+
+def size_table(backbone: str, sizes: tuple[int, ...]) -> pd.DataFrame:
+    rows = [
+        (backbone, n, seed, corpus, offset, metric, 0.5, 0.4, 0.6, 200)
+        for n in sizes
+        for seed in (0, 1)
+        for corpus in ("translation", "prose")
+        for offset in (1, 2)
+        for metric in ("top1", "cross_entropy", "bits_per_character")
+    ]
+    columns = ["backbone", "n_params", "seed", "corpus", "offset", "metric", "value", "ci_low", "ci_high", "n_documents"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_a_pretrained_models_run_is_published_beside_the_ladders_from_notebook_02_on(repository, monkeypatch, capsys):
+    for name in ("02_sizes", "04_heads"):
+        write_notebook(repository / "notebooks", name)
+    whole_run()
+    for profile, sizes in (("default", (10_000, 40_000)), ("pretrained", (100_000_000,))):
+        run = Run("02_sizes", PROFILES[profile], {"device": "cpu"})
+        run.save_figure(draw(), "02_size", size_table(profile, sizes), ALT)
+        run.verdict(verdict("C2 (data)"))
+        run.finish()
+    whole_run(profile="pretrained")
+    with pytest.raises(Stop, match="not complete.*04_heads"):
+        publish._ready("default")
+    half = Run("04_heads", PROFILES["pretrained"], {"device": "cpu"})
+    half.save_figure(draw(), "04_heads", TABLE, ALT)
+    artifacts.write_manifest("pretrained")  # of a notebook that was stopped
+    assert publish.publish() == 0
+    folder = paths.FIGURES / "smollm2-135m"
+    assert set(json.loads((folder / "manifest.json").read_text())["figures"]) == {"01_line", "02_size"}
+    assert not list(folder.glob("04_*")) and not (paths.FIGURES / "manifest.json").exists()
+    assert "ladder: the default run is not complete" in capsys.readouterr().out
+    half = Run("04_heads", PROFILES["default"], {"device": "cpu"})
+    half.finish()
+    assert publish.publish() == 0 and publish.check() == 0
+    (row,) = (line for line in (repository / "README.md").read_text().splitlines() if line.startswith("| **C2 (data)**"))
+    assert row.count("**reproduced**: 0.037 [0.019, 0.055], 300 documents") == 2
+    drawn = read_table(paths.FIGURES / "overview.csv")
+    assert set(drawn["model"]) == {"ladder", "SmolLM2-135M"} and set(drawn["metric"]) == {"top1", "bits_per_character"}
+    assert len(drawn) == 3 * 2 * 2 * 2  # sizes, corpora, offsets, metrics; no extra seed
+    again = Run("02_sizes", PROFILES["default"], {"device": "cpu"})
+    again.save_figure(draw(), "02_size", size_table("default", (10_000, 40_000)).assign(value=0.45), ALT)
+    again.finish()
+    overview_before = (paths.FIGURES / "overview.csv").read_bytes()
+    publish._copy("default", publish._ready("default"), paths.FIGURES)
+    assert (paths.FIGURES / "overview.csv").read_bytes() == overview_before and publish.check() == 1
+    assert "overview.csv" in capsys.readouterr().out
 
 
 def test_publish_refuses_a_run_that_is_not_whole(repository):
