@@ -7,8 +7,10 @@ import json
 import zipfile
 
 import pytest
+import torch
 
 from mtp_utils.backbones import index
+from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base import locks, profiles, wheels
 from mtp_utils.reproduce import plan
 
@@ -140,3 +142,21 @@ def test_a_dry_run_says_what_would_be_fetched_and_fetches_nothing(model, monkeyp
     assert plan.look_over(profile, dry=True) == {}
     assert "made-up: 0.00 GB, 0.00 GB of them to be fetched" in capsys.readouterr().out
     assert plan.estimates(profile)["weights"] == 4 * 10**6 and not index.is_here("made-up")
+
+
+TEXT = (
+    "A language model reads a text from left to right and says, at every place, which word it expects next. It was never asked "
+    "for the word after that one. Whoever wants it has to ask twice: once for every word that could stand between, and once "
+    "more behind each of them. The sum over all of these is what the model knows."
+)
+
+
+@pytest.mark.parametrize(("name", "first", "loss"), [("smollm2-135m", "<|endoftext|>", 3.8152), ("gemma3-270m", "<bos>", 3.7044)])
+def test_a_model_that_is_here_says_of_a_text_of_ours_what_it_said_when_its_row_was_written(name, first, loss):
+    if not index.is_here(name):
+        pytest.skip(f"{name} is not in the cache: ./reproduce.sh pretrained --backbone {name} fetches it")
+    b = load_backbone(name, device="cpu")
+    front = b.tokenizer.convert_tokens_to_ids(first)
+    ids = torch.tensor([[front, *b.tokenizer(TEXT, add_special_tokens=False)["input_ids"]]])
+    with torch.no_grad():
+        assert abs(float(b.model(ids, labels=ids).loss) - loss) < 2e-3
