@@ -104,7 +104,7 @@ def dose_response(summary: pd.DataFrame) -> str:
 def overview(table: pd.DataFrame) -> str:
     """The first figure: top-1 of the next token and of the one after it, of the last model."""
     rows = table[(table.metric == "top1") & (table.model == table["model"].iloc[-1])]
-    rows = rows[rows.n_params == rows["n_params"].max()]
+    rows = rows[rows.n_params_total == rows["n_params_total"].max()]
     found = beside(rows, "offset", (1, 2), " and ")
     return f"Right about the next token and about the one after it: {found}\n{rows['model'].iloc[-1]}, trained for the next alone"
 

@@ -53,14 +53,14 @@ def _cells(scorecard: str) -> dict[str, str]:
 
 
 def table(root: Path) -> pd.DataFrame:
-    """Of every published run what it says of the next token and of the one after it: model, backbone, n_params, corpus, offset,
+    """What every published run says of the next token and of the one after it: model, backbone, n_params_total, corpus, offset,
     metric (top1, bits_per_character), value with its interval."""
     frames = []
     for name, folder in published(root).items():
         rows = read_table(folder / "02_size.csv")
         if rows is not None:
             rows = rows[(rows.seed == 0) & rows.metric.isin(["top1", "bits_per_character"])]
-            kept = ["backbone", "n_params", "corpus", "offset", "metric", "value", "ci_low", "ci_high", "n_documents"]
+            kept = ["backbone", "n_params_total", "corpus", "offset", "metric", "value", "ci_low", "ci_high", "n_documents"]
             frames.append(rows.assign(model=name)[["model", *kept]])
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 

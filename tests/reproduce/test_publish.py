@@ -165,7 +165,7 @@ def size_table(backbone: str, sizes: tuple[int, ...]) -> pd.DataFrame:
         for offset in (1, 2)
         for metric in ("top1", "cross_entropy", "bits_per_character")
     ]
-    columns = ["backbone", "n_params", "seed", "corpus", "offset", "metric", "value", "ci_low", "ci_high", "n_documents"]
+    columns = ["backbone", "n_params_total", "seed", "corpus", "offset", "metric", "value", "ci_low", "ci_high", "n_documents"]
     return pd.DataFrame(rows, columns=columns)
 
 
