@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import titles
+from .numbers import beside
 from .style import MARKERS, STYLE, errors, new_grid, titled
 
 METRICS = {"top1": "top-1 accuracy", "bits_per_character": "bits per character"}
@@ -22,6 +22,7 @@ def overview(table: pd.DataFrame) -> Figure:
     for row, (metric, label) in zip(axes, METRICS.items(), strict=True):
         for ax, corpus in zip(row, corpora, strict=True):
             ax.set_xscale("log")
+            ax.set_xlim(table["n_params_total"].min() / 2, table["n_params_total"].max() * 2)
             here = table[(table.corpus == corpus) & (table.metric == metric)]
             for i, model in enumerate(models):
                 for offset, (name, called) in OFFSETS.items():
@@ -37,5 +38,13 @@ def overview(table: pd.DataFrame) -> Figure:
         bottom.set_xlabel("parameters, with embeddings")
     handles, labels = axes[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(3, len(models)))
-    titled(figure, titles.overview(table))
+    titled(figure, title_of(table))
     return figure
+
+
+def title_of(table: pd.DataFrame) -> str:
+    """Top-1 of the next token and of the one after it, of the last model."""
+    rows = table[(table.metric == "top1") & (table.model == table["model"].iloc[-1])]
+    rows = rows[rows.n_params_total == rows["n_params_total"].max()]
+    found = beside(rows, "offset", (1, 2), " and ")
+    return f"Right about the next token and about the one after it: {found}\n{rows['model'].iloc[-1]}, trained for the next alone"

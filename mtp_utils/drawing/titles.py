@@ -101,14 +101,6 @@ def dose_response(summary: pd.DataFrame) -> str:
     return f"From {rates} free choice the true m2 costs {true} nats, {last}'s {ours}\ntranslation, offset 2"
 
 
-def overview(table: pd.DataFrame) -> str:
-    """The first figure: top-1 of the next token and of the one after it, of the last model."""
-    rows = table[(table.metric == "top1") & (table.model == table["model"].iloc[-1])]
-    rows = rows[rows.n_params_total == rows["n_params_total"].max()]
-    found = beside(rows, "offset", (1, 2), " and ")
-    return f"Right about the next token and about the one after it: {found}\n{rows['model'].iloc[-1]}, trained for the next alone"
-
-
 def four_bits(table: pd.DataFrame, backbone: str) -> str:
     """02: what rounding to four bits adds to the marginal's cross-entropy."""
     found = single(table[(table.offset == 2) & (table.metric == "cross_entropy")])
