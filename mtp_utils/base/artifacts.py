@@ -21,7 +21,7 @@ CLAIMS = {
     "C4": "joint training helps, and a gap to the marginal remains",
 }
 CHANGES = {  # what would change a verdict
-    "C1": "a counting control that sees further back than two tokens and wins, or a larger backbone on more open text.",
+    "C1": "a counting control that is stronger still, or more documents: notebook 01 says which effects these would have shown.",
     "C2 (size)": "a ladder trained to the end at every size; ours holds the tokens fixed, and small rungs are nearer their best.",
     "C2 (data)": "translations by people in place of a grammar's, or kinds of text that differ in nothing but their determinism.",
     "C3a": "heads with far more training (notebook 04 draws the gap against it), or of a kind that is not in the grid.",

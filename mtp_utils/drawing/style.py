@@ -17,6 +17,7 @@ STYLE = {  # name -> colour, marker, line style
     "marginal": ("#000000", "o", "-"),
     "ntp": ("#7f7f7f", "s", "-"),
     "skip_trigram": ("#D55E00", "^", "--"),
+    "cache_ngram": ("#009E73", "D", (0, (5, 1, 1, 1))),
     "skip_bigram": ("#E69F00", "v", "-."),
     "unigram": ("#999933", "x", ":"),
     "greedy_path": ("#CC79A7", "P", ":"),
@@ -51,6 +52,7 @@ SIZES = ("#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b")
 LABEL = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "cross_entropy": "cross-entropy [nats/token]"}
 NAMES = {
     "skip_trigram": "skip-trigram",
+    "cache_ngram": "cache n-gram",
     "skip_bigram": "skip-bigram",
     "greedy_path": "greedy path",
     "ntp": "NTP (offset 1)",

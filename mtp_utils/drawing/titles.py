@@ -7,7 +7,7 @@ import pandas as pd
 
 from .numbers import beside, count, each, ends, number, single, span, value
 
-CONTROLS = ("unigram", "skip_bigram", "skip_trigram")
+CONTROLS = ("unigram", "skip_bigram", "skip_trigram", "cache_ngram")
 
 
 def offsets(table: pd.DataFrame, backbone: str) -> str:

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..base import ranks
+from ..marginal.future import future_log_probs
 from ..text import blocks as blocks_module
 from ..text import corpora
 from ..text.grammar import translation
@@ -16,12 +18,12 @@ from .scoring import Labels, Tokenizer, score
 
 
 def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split: str, text: str) -> pd.DataFrame:
-    """Unigram, skip-bigram and interpolated skip-trigram, counted on a split of the same corpus, at every offset; text: the
-    digest of what is counted."""
+    """Unigram, skip-bigram, interpolated skip-trigram and the cache n-gram model, counted on a split of the same corpus, at every
+    offset; text: the digest of what is counted. `estimator` names what the cache model was chosen to be on validation text."""
     frames = []
     for offset in range(1, blocks.horizon + 1):
         found = _control_log_probs(tokenizer, blocks, split, text, offset).items()
-        frames += [score(log_probs, labels.table, offset, name, predictor, "counts") for predictor, log_probs in found]
+        frames += [score(log_probs, labels.table, offset, name, *what) for what, log_probs in found]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -29,24 +31,47 @@ _counted = {}  # of small vocabularies: the same for every backbone
 KEPT = 4096  # tokens of a vocabulary, at most; of a larger one they are gigabytes
 
 
-def _control_log_probs(tokenizer: Tokenizer, blocks, split: str, text: str, offset: int) -> dict[str, torch.Tensor]:
-    """predictor -> (positions, vocab) log-probs of the counting controls at an offset, nats."""
+def _control_log_probs(tokenizer: Tokenizer, blocks, split: str, text: str, offset: int) -> dict:
+    """(predictor, estimator) -> (positions, vocab) log-probs of the counting controls at an offset, nats."""
     vocabulary = vocabulary_of(tokenizer.tokenizer)
     key = tokenizer.fingerprint, blocks.fingerprint, split, text, vocabulary
     if key not in _counted:
         _counted.clear()
         _counted[key] = {}
-    if offset not in _counted[key]:
-        stream = blocks_module.stream(blocks.corpus, split, tokenizer.tokenizer)
-        begins = blocks_module.begins(blocks.corpus, split, tokenizer.tokenizer)
-        row, t = np.nonzero(blocks.scored.numpy())
-        contexts = np.stack([blocks.tokens[row, t - 1].numpy(), blocks.tokens[row, t].numpy()], 1)
-        probs = ngrams.ngram_probs(stream, begins, contexts, offset, vocabulary)
-        found = {predictor: torch.from_numpy(np.log(values)) for predictor, values in probs.items()}
-        if vocabulary > KEPT:
-            return found
+    if offset in _counted[key]:
+        return _counted[key][offset]
+    read = [f(blocks.corpus, split, tokenizer.tokenizer) for f in (blocks_module.stream, blocks_module.begins)]
+    row, t = np.nonzero(blocks.scored.numpy())
+    prefixes = [blocks.tokens[r, : e + 1].numpy() for r, e in zip(row, t, strict=True)]
+    found = ngrams.ngram_probs(*read, _contexts(prefixes)[:, -2:], offset, vocabulary)
+    found = {(predictor, "counts"): torch.from_numpy(np.log(probs)) for predictor, probs in found.items()}
+    asked, tried = _validation_positions(tokenizer.tokenizer, blocks.corpus, offset)
+    order, weight = ngrams.Counts(*read, _contexts(asked), asked, offset, vocabulary).best(tried)
+    probs = ngrams.Counts(*read, _contexts(prefixes), prefixes, offset, vocabulary).probs(order, weight)
+    found[ngrams.CACHED, f"{order} tokens, the document's own x {weight:g}"] = torch.from_numpy(np.log(probs))
+    if vocabulary <= KEPT:
         _counted[key][offset] = found
-    return _counted[key][offset]
+    return found
+
+
+ASKED = 400  # positions of validation text at which the cache model is chosen
+
+
+def _contexts(prefixes: list) -> np.ndarray:
+    return np.stack([prefix[-ngrams.ORDERS[-1] :] for prefix in prefixes]).astype(np.int64)
+
+
+def _validation_positions(tokenizer, corpus: str, offset: int, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
+    """Up to ASKED positions anywhere in validation documents: what stands before each (from MIN_CONTEXT tokens to a window's
+    length), and the token `offset` ahead."""
+    stream, begins = (f(corpus, "validation", tokenizer).astype(np.int64) for f in (blocks_module.stream, blocks_module.begins))
+    first = np.repeat(begins, np.diff([*begins, len(stream)]))  # where the document of each token begins
+    at = np.arange(len(stream))
+    allowed = at[(at - first >= blocks_module.MIN_CONTEXT) & (at + offset < len(stream))]
+    allowed = allowed[first[allowed] == first[allowed + offset]]
+    chosen = np.random.default_rng(seed).choice(allowed, min(ASKED, len(allowed)), replace=False)
+    starts = np.maximum(first[chosen], chosen - blocks_module.CONTEXT + 1)
+    return [stream[a : t + 1] for a, t in zip(starts, chosen, strict=True)], stream[chosen + offset]
 
 
 def greedy_path_table(labels: Labels, name: str) -> pd.DataFrame:
@@ -90,6 +115,24 @@ def _alternatives(document, prefix: list[int], tokenizer) -> list[tuple[list[int
     texts = [document.text[:first] + german + document.text[last - 1 :] for german, _ in options]
     encoded = encode(tokenizer, texts)
     return [(ids, p) for ids, (_, p) in zip(encoded, options, strict=True) if ids[: len(prefix)] == prefix]
+
+
+def blind_table(backbone, blocks) -> pd.DataFrame:
+    """What m2 at the first scored position t of each document changes by, where all that stands behind t is another document's:
+    corpus, document, position, replaced (tokens), difference (the largest of a probability, 64 candidates)."""
+    first = blocks.scored & (blocks.scored.cumsum(1) == 1)
+    behind = first.cumsum(1).bool() & ~first
+    changed = torch.where(behind, blocks.tokens.roll(1, 0), blocks.tokens)
+    given, rows = {"offset": 2, "top_k": min(64, vocabulary_of(backbone.tokenizer))}, []
+    for part in scoring.parts_of(blocks, f"later tokens {backbone.name} {blocks.corpus}"):
+        asked = {"attention_mask": blocks.mask[part], "positions": first[part], **given}
+        each = [future_log_probs(backbone.model, x[part], **asked).at(first[part]).exp() for x in (blocks.tokens, changed)]
+        found = (each[0] - each[1]).abs().amax(1).tolist()
+        replaced = (behind & blocks.mask & (changed != blocks.tokens))[part].sum(1).tolist()
+        names = [blocks.documents[i] for i in part.tolist()]
+        rows += zip(names, first[part].int().argmax(1).tolist(), replaced, found, strict=True)
+    rows = [row for share in ranks.gather(rows) for row in share]
+    return pd.DataFrame(rows, columns=["document", "position", "replaced", "difference"]).assign(corpus=blocks.corpus)
 
 
 def negative_control_table(marginal, blocks, labels: Labels, name: str, seed: int = 0, draws: int = 200) -> pd.DataFrame:

@@ -22,11 +22,9 @@ def truncation_scores(run, backbone: Backbone, seed: int) -> pd.DataFrame:
     vocabulary, frames = len(backbone.tokenizer), []
     estimators = [{"top_k": k} for k in KS if k <= vocabulary] + [{"mass": 0.9}, {"mass": 0.99}, *SAMPLED]
     reference, _ = stored.held_against(backbone)
-    most = 32 if stored.sums_exactly(backbone) else 12
-    size = {"n_documents": min(most, run.profile.n_documents), "positions_per_document": 1, "horizon": run.profile.horizon}
     for corpus in run.profile.corpora:
-        part = blocks_module.evaluation_blocks(corpus, "test", backbone.tokenizer, **size, seed=seed)
-        given = {"backbone": backbone, "blocks": part, "estimators": estimators, "reference": reference}
+        given = {"backbone": backbone, "blocks": _few(run, backbone, corpus, seed)}
+        given |= {"estimators": estimators, "reference": reference}
         frames.append(run.measure(f"01_truncation_{corpus}", measures.truncation_table, **given))
     cut = pd.concat(frames, ignore_index=True)
     cut["cross_entropy_bias"] = cut["log_prob_exact"] - cut["log_prob"]
@@ -61,18 +59,29 @@ def by_estimator(cut: pd.DataFrame) -> pd.DataFrame:
     return metrics.summarise(named[~far], ["corpus", "estimator"], [*biases, "candidates"])
 
 
-def negative_control(run, backbone: Backbone, test: dict) -> pd.DataFrame:
+def negative_control(run, backbone: Backbone, test: dict, seed: int) -> pd.DataFrame:
     """By corpus how often predictions are right that are paired with another document's labels (99 % of re-pairings: `low`,
-    `high`), and what the product of the two frequencies says."""
+    `high`), what the product of the two frequencies says; and what m2 at t moves by, at most, where all tokens behind t are
+    another document's (on few documents)."""
     rows = []
     for corpus, part in test.items():
         marginal, labels = stored.marginal(run, backbone, part, 2), stored.labels(run, backbone, part)
         given = {"marginal": marginal, "blocks": part, "labels": labels, "name": backbone.name}
         found = run.measure(f"01_negative_control_{corpus}", controls.negative_control_table, **given)
+        few = _few(run, backbone, corpus, seed)
+        blind = run.measure(f"01_blind_{corpus}", controls.blind_table, backbone=backbone, blocks=few)
         low, high = found["rate"].quantile([0.005, 0.995])
         row = {"corpus": corpus, "right pairs": found["top1_true_pairs"].iloc[0], "other document": found["rate"].mean()}
-        rows.append(row | {"low": low, "high": high, "product of frequencies": found["expected"].iloc[0]})
+        row |= {"low": low, "high": high, "product of frequencies": found["expected"].iloc[0]}
+        rows.append(row | {"later tokens replaced": blind["replaced"].sum(), "m2 moved by": blind["difference"].max()})
     return pd.DataFrame(rows)
+
+
+def _few(run, backbone: Backbone, corpus: str, seed: int):
+    """Test blocks of few documents: for what is too dear to measure on all."""
+    most = 32 if stored.sums_exactly(backbone) else 12
+    size = {"n_documents": min(most, run.profile.n_documents), "positions_per_document": 1, "horizon": run.profile.horizon}
+    return blocks_module.evaluation_blocks(corpus, "test", backbone.tokenizer, **size, seed=seed)
 
 
 def characters_per_token(tokenizer, blocks) -> float:

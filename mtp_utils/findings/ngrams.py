@@ -3,6 +3,8 @@
 import numpy as np
 
 PREDICTORS = ("unigram", "skip_bigram", "skip_trigram")
+CACHED = "cache_ngram"  # longer contexts, and the document's own words
+CONTROLS = (*PREDICTORS, CACHED)
 
 
 def ngram_probs(stream: np.ndarray, begins: np.ndarray, contexts: np.ndarray, offset: int, vocab: int) -> dict[str, np.ndarray]:
@@ -36,3 +38,43 @@ def _mix(counts: np.ndarray, shorter: np.ndarray) -> np.ndarray:
     distinct = (counts > 0).sum(1, keepdims=True)
     total = counts.sum(1, keepdims=True)
     return (counts + np.maximum(distinct, total == 0) * shorter) / (total + np.maximum(distinct, total == 0))
+
+
+ORDERS, WEIGHTS = (1, 2, 3), (0.0, 1.0, 4.0, 16.0, 64.0, 256.0)  # tokens of context; what a token of the document counts
+
+
+class Counts:
+    """What follows each asked context, `offset` tokens on, in a text and in the document before it: a cache n-gram model (Kuhn
+    and De Mori 1990). contexts: (Q, n) tokens up to t; prefixes: (Q) arrays, the document up to t."""
+
+    def __init__(self, stream, begins, contexts: np.ndarray, prefixes: list, offset: int, vocab: int):
+        document = np.searchsorted(begins, np.arange(len(stream)), side="right")
+        self.vocab, self.levels = vocab, []
+        for n in range(contexts.shape[1] + 1):
+            reach = max(n - 1, 0) + offset
+            inside = document[reach:] == document[: len(document) - reach]  # from the context's first token to the label
+            code, asked = np.zeros(inside.sum(), np.int64), np.zeros(len(contexts), np.int64)
+            for i in range(n):
+                code = code * vocab + stream[i : len(document) - reach + i].astype(np.int64)[inside]
+                asked = asked * vocab + contexts[:, contexts.shape[1] - n + i]
+            counts = _counts(code, asked, stream[reach:].astype(np.int64)[inside], vocab).astype(np.int32)
+            own = np.zeros_like(counts)
+            for row, (context, prefix) in enumerate(zip(contexts[:, contexts.shape[1] - n :], prefixes, strict=True)):
+                ends = np.arange(max(n - 1, 0), len(prefix) - offset)
+                same = np.all([prefix[ends - n + 1 + i] == context[i] for i in range(n)], axis=0) if n else slice(None)
+                np.add.at(own[row], prefix[ends[same] + offset], 1)
+            self.levels.append((counts, own))
+
+    def probs(self, order: int, weight: float) -> np.ndarray:
+        """(Q, vocab): contexts of up to `order` tokens, interpolated as in ngram_probs; a token of the document counts `weight`
+        times."""
+        found = np.full((1, self.vocab), 1 / self.vocab)
+        for counts, own in self.levels[: order + 1]:
+            found = _mix(counts + weight * own, found)
+        return found
+
+    def best(self, labels: np.ndarray) -> tuple[int, float]:
+        """The (order, weight) of least cross-entropy on these labels (Q,)."""
+        rows = np.arange(len(labels))
+        losses = {(n, w): -np.log(self.probs(n, w)[rows, labels]).mean() for n in ORDERS for w in WEIGHTS}
+        return min(losses, key=losses.get)

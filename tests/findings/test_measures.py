@@ -230,3 +230,12 @@ def test_counting_controls_of_a_large_vocabulary_are_not_kept_and_are_the_same(b
     controls._counted.clear()
     pd.testing.assert_frame_equal(controls.control_table(**given, text="t"), kept)
     assert not any(controls._counted.values())
+
+
+def test_what_stands_behind_a_position_does_not_move_its_marginal_and_a_look_ahead_would_be_seen(backbone, text, monkeypatch):
+    found = controls.blind_table(backbone, text)
+    assert found["document"].tolist() == list(text.documents) and (found["replaced"] > 0).all()
+    assert found["difference"].max() < 1e-5
+    real = controls.future_log_probs  # a marginal that looks two tokens too far
+    monkeypatch.setattr(controls, "future_log_probs", lambda model, ids, **given: real(model, ids.roll(-2, 1), **given))
+    assert controls.blind_table(backbone, text)["difference"].max() > 1e-3

@@ -118,7 +118,7 @@ def fake_scores(gain: float, n: int = 200, seed: int = 0, own: float = 0.3) -> p
     frames = []
     for corpus in ("code", "prose"):
         for offset, difference in ((1, own), (2, gain)):
-            for predictor in ("marginal", *ngrams.PREDICTORS):
+            for predictor in ("marginal", *ngrams.CONTROLS):
                 better = difference if predictor == "marginal" else 0.0
                 about = {"backbone": "b", "corpus": corpus, "position": 40, "offset": offset, "label_source": "data"}
                 frames.append(
@@ -177,3 +177,34 @@ def test_slope_interval_holds_the_spread_of_training_runs():
     assert noisy["ci_high"].item() - noisy["ci_low"].item() > 5 * (calm["ci_high"].item() - calm["ci_low"].item())
     assert marginal_claims.c2_size(calm, (0, 1, 2)).verdict == "reproduced"
     assert marginal_claims.c2_size(table(0.001, slope=0.1), (0, 1, 2)).verdict == "not reproduced"
+
+
+@pytest.mark.parametrize(("offset", "weight"), [(1, 0.0), (2, 3.0), (3, 16.0)])
+def test_the_cache_model_equals_loops_over_the_text_and_over_the_documents_own_words(offset, weight):
+    rng = np.random.default_rng(offset)
+    vocab, end = 5, 0
+    stream = rng.integers(0, vocab, 400).astype(np.uint16)
+    begins = np.flatnonzero(stream == end)
+    prefixes = [rng.integers(1, vocab, n) for n in (4, 30, 60)]
+    found = ngrams.Counts(stream, begins, np.stack([p[-3:] for p in prefixes]), prefixes, offset, vocab).probs(3, weight)
+    for row, prefix in enumerate(prefixes):
+        p = np.full(vocab, 1 / vocab)
+        for n in range(4):
+            counts = np.zeros(vocab)
+            for text, factor, first in ((stream, 1, end), (prefix, weight, None)):
+                for t in range(max(n - 1, 0), len(text) - offset):
+                    a = t - max(n - 1, 0)
+                    crosses = first is not None and (text[a + 1 : t + offset + 1] == first).any()
+                    if not crosses and list(text[t - n + 1 : t + 1] if n else []) == list(prefix[len(prefix) - n :]):
+                        counts[text[t + offset]] += factor
+            d = max((counts > 0).sum(), counts.sum() == 0)
+            p = (counts + d * p) / (counts.sum() + d)
+        assert np.allclose(found[row], p, atol=1e-12) and found[row].sum() == pytest.approx(1)
+
+
+def test_the_cache_model_is_chosen_by_the_loss_on_the_labels_it_is_asked_with():
+    prefixes = [np.tile([1, 2, 3, 4], 10) for _ in range(6)]  # a document that repeats itself, in a text that never does so
+    stream = np.concatenate([[0], np.random.default_rng(0).integers(1, 5, 300)]).astype(np.uint16)
+    counts = ngrams.Counts(stream, np.array([0]), np.stack([p[-3:] for p in prefixes]), prefixes, 1, 5)
+    right, wrong = np.full(6, 1), np.full(6, 3)
+    assert counts.best(right)[1] == ngrams.WEIGHTS[-1] and counts.best(wrong)[1] == 0
