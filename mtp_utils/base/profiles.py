@@ -15,8 +15,14 @@ PEOPLE_CORPORA = ("translation", "catalogues", "code", "prose")  # with translat
 TEXT = "text"  # the corpus that is the user's own file
 OWN = "MTP_OWN"  # environment: own_of as JSON, from the runner to the kernels
 
-EVERY_KIND = tuple((kind, read) for kind in ("linear", "residual", "block") for read in ("last", "single", "mix", "concat"))
-FEW_KINDS = tuple(pair for pair in EVERY_KIND if "last" in pair or "residual" in pair)
+# Kinds of heads: trunk, features, whose unembedding. A head that starts as the LM head (shared, copied) is sure of the wrong
+# token; one with an unembedding of its own starts as the unigram: both are there, so that one sees what the start is worth.
+EVERY_KIND = tuple((kind, read, "shared") for kind in ("linear", "residual", "block") for read in ("last", "mix", "concat"))
+EVERY_KIND += (("residual", "last", "own"), ("block", "last", "copied"))
+EVERY_KIND += tuple(("block", read, "own") for read in ("last", "mix", "concat"))
+FEW_KINDS = tuple(kind for kind in EVERY_KIND if "last" in kind or "own" in kind)
+REAL_KINDS = tuple((kind, "last", "shared") for kind in ("linear", "residual", "block"))  # 49k rows of one's own cost most
+REAL_KINDS += (("block", "mix", "shared"), ("block", "last", "own"))
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,11 @@ class Profile:
 
     `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is
     the largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens; `joint` is the backbone that is
-    trained together with heads. `head_tokens` are the positions heads and probes are trained on, `deciding_tokens` and
-    `head_seeds` those and the training seeds of heads that decide a claim, `trial_tokens` those of one trial of a learning
-    rate; `grid` are the kinds of heads with the features they read (`single`: the layer that is best on validation) and
-    `grid_offsets` their offsets, the best kind has all; decoding writes `new_tokens` after each prompt, and the clock is held to
+    trained together with heads. `head_tokens` are the positions heads and probes are trained on, `trial_tokens` those of one
+    trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over `text_tokens`,
+    with the seeds `head_seeds`; `deciding_tokens` those of joint training. `bf16_states`: the states that heads read are made
+    under bfloat16 autocast where that is fast. `grid` are the kinds of heads (trunk, features, unembedding) and `grid_offsets`
+    their offsets, the best kind has all; decoding writes `new_tokens` after each prompt, and the clock is held to
     `timed_prompts` of a corpus; `timeout_s` limits one notebook cell, in seconds; `control_split` is what the counting controls
     count; `people`: translations by people are among the texts, fetched as data.
     """
@@ -45,9 +52,12 @@ class Profile:
     horizon: int = 4
     head_tokens: int = 65_536
     deciding_tokens: int = 262_144
+    most_tokens: int = 2_097_152
+    text_tokens: int = 524_288
+    bf16_states: bool = False
     head_seeds: tuple[int, ...] = (0, 1, 2)
     trial_tokens: int = 16_384
-    grid: tuple[tuple[str, str], ...] = FEW_KINDS
+    grid: tuple[tuple[str, str, str], ...] = FEW_KINDS
     grid_offsets: tuple[int, ...] = (2,)
     new_tokens: int = 16
     timed_prompts: int = 6
@@ -77,18 +87,24 @@ class Profile:
 PYTHIA = tuple(f"EleutherAI/pythia-{s}@step143000" for s in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"))
 QWEN3 = tuple(f"Qwen/Qwen3-{s}-Base" for s in ("0.6B", "1.7B", "4B", "8B"))
 FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
+FEW |= {"most_tokens": 4096, "text_tokens": 4096}
 FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
-FULL = {"corpora": HUB_CORPORA, "grid": EVERY_KIND, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
+FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
+FULL |= {"head_tokens": 262_144, "bf16_states": True}
+REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
 # of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,
-# and varies the kind on the last layer and the features of the residual head: all twelve pairs would take twice the time, and
-# a verdict is about the best of them. Joint training on the third rung, which sees the more tokens a parameter in that time.
+# and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads that decide see up to two
+# million positions in four epochs over half a million tokens: steps were what was missing, not text, and 4.2 million would take
+# the notebook past its share of the 45 minutes. Joint training on the third rung, which sees the more tokens a parameter.
+# The real model's heads: a position costs a 49k-way softmax (about 1,500 positions a second on two cores), so the deciding kind
+# sees 262,144 of them with each of three seeds, and states are made in bfloat16 autocast (the next token's loss moves by .0002).
 PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
         Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, joint=LADDER[2]),
-        Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6),
+        Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6, **REAL),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),
         Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], **FULL),
         Profile("hub-qwen3", backbones=QWEN3, joint=QWEN3[0], **FULL),

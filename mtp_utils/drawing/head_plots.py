@@ -5,15 +5,27 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .style import LABEL, MARKERS, STYLE, errors, legend_beside, line, log_params, new_axes, titled
+from .style import LABEL, MARKERS, NAMES, STYLE, errors, legend_beside, line, log_params, new_axes, titled
 
 OFFSETS = {1: "ntp", 2: "offset2", 3: "offset3", 4: "offset4"}
 
 
-def by_layer(summary: pd.DataFrame, metric: str, title: str, blind: pd.DataFrame | None = None) -> Figure:
+def _counting(ax, controls: pd.DataFrame | None, corpus: str, metric: str, upright: bool = False, label: bool = True) -> None:
+    """What counting reaches at offset 2 as lines across these axes (upright: along the values' axis). controls: corpus, name,
+    metric, value; None: nothing to draw."""
+    if controls is None:
+        return
+    rows = controls[(controls.corpus == corpus) & (controls.metric == metric)]
+    for row in rows.itertuples():
+        colour, _, style = STYLE[row.name]
+        draw = ax.axvline if upright else ax.axhline
+        draw(row.value, color=colour, linestyle=style, linewidth=1.2, label=NAMES.get(row.name, row.name) if label else None)
+
+
+def by_layer(summary: pd.DataFrame, metric: str, title: str, controls: pd.DataFrame | None = None) -> Figure:
     """A metric of each layer's probe (solid) and logit lens (dotted, offsets 1 and 2), a panel a corpus, a line an offset.
 
-    summary: corpus, offset, layer, readout (`probe`, `lens`), metric, value, ...; blind: the probe on noise, dotted."""
+    summary: corpus, offset, layer, readout (`probe`, `lens`), metric, value, ...; controls: as in _counting."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     figure, axes = new_axes(len(corpora), width=4.0, height=3.6, sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
@@ -24,9 +36,7 @@ def by_layer(summary: pd.DataFrame, metric: str, title: str, blind: pd.DataFrame
             lens = here[(here.offset == offset) & (here.readout == "lens")].sort_values("layer")
             if offset <= 2:
                 ax.plot(lens["layer"], lens["value"], color=STYLE[name][0], linestyle=(0, (1, 2)), linewidth=1.2)
-        if blind is not None:
-            level = blind[(blind.corpus == corpus) & (blind.metric == metric)]["value"].mean()
-            ax.axhline(level, color="black", linestyle=":", linewidth=0.9, label="probe on noise")
+        _counting(ax, controls, corpus, metric)
         ax.set(title=corpus, xlabel="layer (0: embeddings)", ylabel=LABEL[metric] if ax is axes[0] else "")
         if metric == "cross_entropy":
             ax.set_ylim(0, min(ax.get_ylim()[1], 9))
@@ -35,14 +45,15 @@ def by_layer(summary: pd.DataFrame, metric: str, title: str, blind: pd.DataFrame
     return figure
 
 
-def by_layer_and_backbone(summary: pd.DataFrame, metric: str, title: str) -> Figure:
-    """One offset's probes by layer, a panel a corpus, a line a backbone (`kind` names its style)."""
+def by_layer_and_backbone(summary: pd.DataFrame, metric: str, title: str, controls: pd.DataFrame | None = None) -> Figure:
+    """One offset's probes by layer, a panel a corpus, a line a backbone (`kind` names its style); controls: as in _counting."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     figure, axes = new_axes(len(corpora), width=4.0, height=3.4, sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
         for i, kind in enumerate(dict.fromkeys(summary["kind"])):
             rows = summary[(summary.corpus == corpus) & (summary.kind == kind) & (summary.metric == metric)].sort_values("layer")
             line(ax, rows["layer"] + 0.06 * (i - 1), rows, kind)
+        _counting(ax, controls, corpus, metric)
         ax.set(title=corpus, xlabel="layer (0: embeddings)", ylabel=LABEL[metric] if ax is axes[0] else "")
     legend_beside(axes[-1])
     titled(figure, title)
@@ -77,8 +88,11 @@ def mix_weights(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str, marks: tuple[float, ...] = (0.0,)) -> Figure:
-    """A gap to the marginal for each arm, a panel a corpus, a marker an offset; lines at `marks` (zero: the marginal itself).
+def gaps_by_arm(
+    summary: pd.DataFrame, metric: str, title: str, xlabel: str, marks: tuple[float, ...] = (0.0,), controls=None
+) -> Figure:
+    """A gap to the marginal for each arm, a panel a corpus, a marker an offset; lines at `marks` (zero: the marginal itself) and
+    at the `controls` (as in _counting).
 
     summary: corpus, offset, arm, metric, value, ..."""
     corpora, arms = list(dict.fromkeys(summary["corpus"])), list(dict.fromkeys(summary["arm"]))
@@ -93,6 +107,7 @@ def gaps_by_arm(summary: pd.DataFrame, metric: str, title: str, xlabel: str, mar
                         marker=marker, linestyle="none", capsize=2, label=f"offset {offset}")  # fmt: skip
         for mark in marks:
             ax.axvline(mark, color="black", linewidth=0.9)
+        _counting(ax, controls, corpus, metric, upright=True)
         ax.set(title=corpus, xlabel=xlabel, yticks=range(len(arms)), yticklabels=arms)
     axes[0].invert_yaxis()
     legend_beside(axes[-1])
@@ -122,8 +137,9 @@ def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figur
     return figure
 
 
-def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Figure:
-    """A gap against the tokens heads were trained on, a panel a corpus, a line an arm (`name`, in STYLE)."""
+def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str, controls: pd.DataFrame | None = None) -> Figure:
+    """A gap against the positions heads were trained on, a panel a corpus, a line an arm (`name`, in STYLE); controls: as in
+    _counting."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     figure, axes = new_axes(len(corpora), width=3.6, height=3.2, sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
@@ -131,11 +147,12 @@ def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Fi
             rows = summary[(summary.corpus == corpus) & (summary.name == name) & (summary.metric == metric)]
             line(ax, rows.sort_values("train_tokens")["train_tokens"], rows.sort_values("train_tokens"), name)
         ax.axhline(0, color="black", linewidth=0.9)
+        _counting(ax, controls, corpus, metric)
         ax.set_xscale("log", base=2)
         ticks = sorted(set(summary["train_tokens"]))
         ax.set_xticks(ticks, [f"{t / 1e6:.2g}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
-        ax.set(title=corpus, xlabel="training tokens of the heads", ylabel=ylabel if ax is axes[0] else "")
-    axes[-1].legend(fontsize=8)
+        ax.set(title=corpus, xlabel="positions the heads were trained on", ylabel=ylabel if ax is axes[0] else "")
+    legend_beside(axes[-1])
     titled(figure, title)
     return figure
 

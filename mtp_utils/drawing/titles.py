@@ -122,7 +122,8 @@ def layers(summary: pd.DataFrame, backbone: str) -> str:
         return f"{best[0]} and {best[1]}"
 
     found = each(rows, of)
-    return f"Layer with the lowest loss one and two tokens ahead: {found}\n{backbone}: by a probe (solid), by the lens (dotted)"
+    said = f"Layer with the lowest loss one and two tokens ahead: {found}"
+    return f"{said}\n{backbone}: by a probe (solid), by the lens (dotted); across: counting, offset 2"
 
 
 def twins(summary: pd.DataFrame) -> str:
@@ -159,7 +160,7 @@ def by_tokens(summary: pd.DataFrame, what: str) -> str:
     """04: the gap at the least and at the most tokens."""
     rows = summary[summary.metric == "excess_ce"]
     tokens = span(rows["train_tokens"].min(), rows["train_tokens"].max(), count)
-    return f"The gap to the marginal after {tokens} tokens: {each(rows, lambda part: ends(part, 'train_tokens'))} nats\n{what}"
+    return f"The gap to the marginal after {tokens} positions: {each(rows, lambda part: ends(part, 'train_tokens'))} nats\n{what}"
 
 
 def labels(summary: pd.DataFrame, backbone: str) -> str:

@@ -10,64 +10,22 @@ import numpy as np
 import torch
 
 from ..backbones.anatomy import require_layers
-from ..base.records import Arrays
+from ..base.runtime import choose_dtype
 from ..heads import training
 from ..heads.features import FrozenFeatures
 from ..heads.heads import Heads
-from ..heads.spec import HeadSpec
+from ..heads.spec import HeadSpec, spread
 from ..heads.training import Training
 from ..text import corpora
 from ..text.blocks import CONTEXT, training_blocks
 from . import head_measures
+from .arm import Arm, kind_of
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
 GAIN = 0.03  # nats a doubling of the training budget, below which heads count as trained out
-FEATURES = {"last": "last layer", "mix": "layer mix", "concat": "all layers"}  # in words
+STEP = 4  # blocks of a step of heads that are trained out
 VALIDATION_SHARE = 21  # one validation block for so many training blocks, at least one and at most eight of each corpus
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Trained heads: what they are, how they were trained, their stored arrays and their place in the tables."""
-
-    spec: HeadSpec
-    training: Training
-    arrays: Arrays
-    name: str
-
-    @property
-    def columns(self) -> dict:
-        """head, features, head_layers, unembedding, train_labels, train_tokens, seed."""
-        s, t = self.spec, self.training
-        return {
-            "head": s.kind,
-            "features": str(s.features),
-            "head_layers": s.layers,
-            "unembedding": s.unembedding,
-            "train_labels": t.labels,
-            "train_tokens": t.tokens,
-            "seed": t.seed,
-        }
-
-    @property
-    def kind(self) -> str:
-        """What kind of heads in words: `block, last layer`."""
-        return kind_of(self.spec.kind, self.spec.features)
-
-    def rate(self, offset: int) -> float:
-        """The peak learning rate of its head at an offset."""
-        return self.training.rates(self.spec.offsets)[self.spec.offsets.index(offset)]
-
-    def loss(self, offset: int) -> float:
-        """Its cross-entropy at an offset on validation, nats a token."""
-        i, values = self.spec.offsets.index(offset), self.arrays.values
-        return float(values["validation"][values["kept"][i], i])
-
-
-def kind_of(head: str, features: str | int) -> str:
-    """A kind of heads in words; a single layer by its name stands for the one that is best on validation."""
-    return f"{head}, {FEATURES.get(features, 'best single layer')}"
 
 
 @dataclass(frozen=True)
@@ -88,26 +46,34 @@ class Bench:
     def on(self, tokens: int, horizon: int = 4) -> "Bench":
         """The same with another amount of training text, or labels drawn up to another offset."""
         text, layers = _heads_text(self.backbone, tokens), self.train.layers
-        train, validation = (FrozenFeatures(self.backbone, t, layers, horizon) for t in (text, self.validation.tokens))
+        texts = text, self.validation.tokens
+        train, validation = (FrozenFeatures(self.backbone, t, layers, horizon, self.train.bf16) for t in texts)
         return Bench(train, validation, self.test)
 
 
 def bench_of(run, backbone, test: dict, *, tokens: int | None = None, layers=None, horizon: int = 4, skip: int = 0) -> Bench:
-    """States of `layers` (all, if None) on `tokens` tokens of the heads split (the profile's head_tokens, if None; without its
-    first `skip`), on a few validation blocks, and on `test` (corpus -> evaluation blocks). Each is computed when first asked
-    for, and only if something is not stored yet."""
+    """States of `layers` (those of `depth_of`, if None) on `tokens` tokens of the heads split (the profile's head_tokens, if
+    None; without its first `skip`), on a few validation blocks, and on `test` (corpus -> evaluation blocks). Each is computed
+    when first asked for, and only if something is not stored yet."""
     layers = depth_of(backbone) if layers is None else layers
     text = _heads_text(backbone, skip + (tokens or run.profile.head_tokens))[-(-skip // CONTEXT) :]
     n_corpora = len(corpora.names())
     n = min(max(n_corpora, len(text) // VALIDATION_SHARE), 8 * n_corpora)
     texts = text, _blocks_of("validation", backbone, n)
-    found = [FrozenFeatures(backbone, t, layers, horizon) for t in texts]
-    return Bench(*found, {c: (part, FrozenFeatures(backbone, part.tokens, layers)) for c, part in test.items()})
+    bf16 = run.profile.bf16_states and fast_in_bf16(backbone)
+    found = [FrozenFeatures(backbone, t, layers, horizon, bf16) for t in texts]
+    return Bench(*found, {c: (part, FrozenFeatures(backbone, part.tokens, layers, bf16=bf16)) for c, part in test.items()})
+
+
+def fast_in_bf16(backbone) -> bool:
+    """Whether training in bfloat16 autocast is fast where the backbone is."""
+    return choose_dtype(backbone.model.device, training=True)[0] == torch.bfloat16
 
 
 def depth_of(backbone) -> tuple[int, ...]:
-    """The numbers of a backbone's hidden_states: 0 the embeddings, the last one after the final norm."""
-    return tuple(range(backbone.model.config.get_text_config().num_hidden_layers + 1))
+    """The numbers of a backbone's hidden_states that are read: 0 the embeddings, the last one after the final norm; of a deep
+    one some, evenly spread."""
+    return spread(backbone.model.config.get_text_config().num_hidden_layers)
 
 
 def try_states(backbone) -> None:
@@ -126,7 +92,7 @@ def able_arms(run, bench: Bench, specs: list[HeadSpec]) -> list[Arm]:
     """The kinds of heads of those specs that the backbone can have, tuned; the others are skipped."""
     found = []
     for spec in specs:
-        with run.left_out(f"{kind_of(spec.kind, spec.features)} heads of {bench.backbone.name}"):
+        with run.left_out(f"{kind_of(spec)} heads of {bench.backbone.name}"):
             found.append(tuned_arm(run, bench, spec))
     return found
 
@@ -145,12 +111,12 @@ def _blocks_of(split: str, backbone, n: int) -> torch.Tensor:
 
 
 def trained_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
-    """One arm, from the stored arrays if they exist."""
+    """One arm, from the stored arrays if they exist; trained in bfloat16 autocast where that is fast."""
     rates = how.rates(spec.offsets)
-    how = replace(how, rate=rates)
+    how = replace(how, rate=rates, bf16=fast_in_bf16(bench.backbone))
     name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
     written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
-    name += f"-{how.blocks}x" if how.blocks > 1 else ""
+    name += f"-{how.blocks}x{how.epochs}" if how.blocks * how.epochs > 1 else ""
     name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{bench.train.fingerprint[:8]}"
     arrays = run.measure_arrays(
         f"03_heads_{bench.backbone.name.replace('/', '-')}_{name}",
@@ -199,20 +165,28 @@ def settled_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
         best = lower
 
 
-def trained_out(run, bench: Bench, spec: HeadSpec, how: Training, most: int) -> list[Arm]:
-    """The arm at doubling budgets from how.tokens on, each at its settled rates, until the last doubling brings less than GAIN
-    nats on validation (they then count as trained out) or the next would be above `most` tokens; in epochs over the text."""
+def trained_out(run, bench: Bench, spec: HeadSpec, how: Training, most: int, gain: float = GAIN) -> list[Arm]:
+    """The arm at doubling budgets from how.tokens on, until the last doubling brings less than `gain` nats on validation (they
+    then count as trained out) or the next would be above `most` tokens; in epochs over the text. Rates are settled at the first
+    budget and at the last, and carried on between."""
     found = [settled_arm(run, bench, spec, replace(how, epochs=_epochs(bench, how.tokens)))]
-    while not is_trained_out(found) and 2 * found[-1].training.tokens <= most:
+    while not is_trained_out(found, gain) and 2 * found[-1].training.tokens <= most:
         last = found[-1].training
         tokens = 2 * last.tokens
-        found.append(settled_arm(run, bench, spec, replace(last, tokens=tokens, epochs=_epochs(bench, tokens))))
+        found.append(trained_arm(run, bench, spec, replace(last, tokens=tokens, epochs=_epochs(bench, tokens))))
+        if is_trained_out(found, gain) or 2 * tokens > most:
+            found[-1] = settled_arm(run, bench, spec, found[-1].training)
     return found
 
 
-def is_trained_out(by_budget: list[Arm]) -> bool:
-    """Whether the last doubling of a budget brought less than GAIN."""
-    return len(by_budget) > 1 and _mean_loss(by_budget[-2]) - _mean_loss(by_budget[-1]) < GAIN
+def is_trained_out(by_budget: list[Arm], gain: float = GAIN) -> bool:
+    """Whether the last doubling of a budget brought less than `gain`."""
+    return len(by_budget) > 1 and last_gain(by_budget) < gain
+
+
+def last_gain(by_budget: list[Arm]) -> float:
+    """What the last doubling of the budget brought on validation, nats."""
+    return _mean_loss(by_budget[-2]) - _mean_loss(by_budget[-1])
 
 
 def _epochs(bench: Bench, tokens: int) -> int:

@@ -35,7 +35,7 @@ class DraftingHeads:
     def of(cls, run, backbone: Backbone, test: dict) -> "DraftingHeads":
         bench = arms.bench_of(run, backbone, test)
         grid = frozen_heads.grid_arms(run, bench)
-        (one,) = (arm for arm in grid if (arm.spec.kind, arm.spec.features) == ("residual", "last"))
+        (one,) = (arm for arm in grid if arm.kind == "residual, last layer")
         return cls(bench, grid, (one, *frozen_heads.for_offsets(run, bench, one, run.profile.horizon)))
 
     def best(self, run) -> tuple[arms.Arm, ...]:
@@ -143,12 +143,11 @@ def link_cells(run, heads: dict[str, DraftingHeads], most: int = 50) -> dict[tup
         for corpus, (blocks, _) in of.bench.test.items():
             documents, found = list(blocks.documents[:most]), {}
             for arm in of.grid:
-                kind = f"{arm.spec.kind} on {arm.spec.features}"
+                kind = arm.kind
                 drafting = Drafting("heads", (arm,), (1,))
                 passes = passes_of(run, of.bench.backbone, {corpus: blocks}, kind, drafting, most)
                 drafted = passes[~passes["cut"]].groupby("document")["accepted"].agg(["sum", "count"]).reindex(documents)
-                mine = known[(known["head"] == arm.spec.kind) & (known["features"] == str(arm.spec.features))]
-                mine = mine[mine.corpus == corpus]
+                mine = known[(known["arm"] == kind) & (known["corpus"] == corpus)]
                 values = {"accepted": drafted["sum"].fillna(0), "passes": drafted["count"].fillna(0)}
                 for column, source, score in (("kl", "data", "kl_to_marginal"), ("greedy_top1", "greedy", "top1")):
                     values[column] = mine[mine.label_source == source].groupby("document")[score].mean().reindex(documents)

@@ -1,6 +1,6 @@
-"""C3: heads on a frozen backbone: the grid of kinds, what more tokens and other labels change, and the heads that decide."""
+"""C3: heads on a frozen backbone: the grid of kinds, the heads that decide, how far they are trained, what labels change."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -9,14 +9,15 @@ import torch
 from ..backbones.load import Backbone
 from ..heads.spec import HeadSpec
 from ..heads.training import TRAIN_LABELS, Training, heads_from
-from . import arms, gaps, head_claims, head_measures, layer_readings, layers, metrics, scoring, stored
+from ..text import corpora
+from ..text.blocks import CONTEXT, stream_digest
+from . import arms, gaps, head_claims, head_measures, metrics, scoring, stored
+from .scoring import Tokenizer
 
 
 def grid_arms(run, bench: arms.Bench) -> list[arms.Arm]:
-    """Every kind of heads of the profile's grid, tuned on validation. `single` is the layer whose probe is best at offset 2."""
-    read = (1, 2, 3, 4) if bench.backbone.name in run.profile.last_rungs else (2,)  # notebook 03's probes, where it has some
-    single = layer_readings.best_layer(layer_readings.probe_arms(run, bench, read), 2)
-    specs = [HeadSpec(kind, single if f == "single" else f, offsets=run.profile.grid_offsets) for kind, f in run.profile.grid]
+    """Every kind of heads of the profile's grid, tuned on validation."""
+    specs = [HeadSpec(kind, read, unembedding=own, offsets=run.profile.grid_offsets) for kind, read, own in run.profile.grid]
     return arms.able_arms(run, bench, specs)
 
 
@@ -26,53 +27,104 @@ def for_offsets(run, bench: arms.Bench, arm: arms.Arm, last: int) -> list[arms.A
     return [arms.tuned_arm(run, bench, replace(arm.spec, offsets=missing))] if missing else []
 
 
-def drawn_once(scores: pd.DataFrame, backbone: Backbone) -> pd.DataFrame:
-    """The scores without the heads on the best single layer, where that is the last one: they are those on the last layer."""
-    return scores[scores["features"] != str(arms.depth_of(backbone)[-1])]
+def losses_by_kind(trained: list[arms.Arm]) -> pd.DataFrame:
+    """Each kind's cross-entropy at offset 2 on validation, nats a token: a row for trunk and features, a column for whose
+    unembedding it has."""
+    rows = [{"kind": arms.kind_of(replace(a.spec, unembedding="shared")), "unembedding": a.spec.unembedding, "loss": a.loss(2)}
+            for a in trained if 2 in a.spec.offsets]  # fmt: skip
+    return pd.DataFrame(rows).pivot_table(index="kind", columns="unembedding", values="loss", sort=False)
 
 
-def losses_by_kind(trained: list[arms.Arm], backbone: str) -> pd.DataFrame:
-    """One row: each kind's cross-entropy at offset 2 on validation, nats a token."""
-    rows = [{"backbone": backbone, "arm": arm.kind, "loss": arm.loss(2)} for arm in trained if 2 in arm.spec.offsets]
-    return pd.DataFrame(rows).pivot_table(index="backbone", columns="arm", values="loss", sort=False)
+@dataclass(frozen=True)
+class Decided:
+    """Heads of one kind at offset 2 on one backbone, trained on doubling budgets: what they are trained and scored on, and the
+    arm at every budget (seed 0). The last one decides."""
+
+    bench: arms.Bench
+    by_budget: list[arms.Arm]
+
+    @property
+    def last(self) -> arms.Arm:
+        return self.by_budget[-1]
+
+    @property
+    def said(self) -> str:
+        """How far they were trained, in words."""
+        n, gain = self.last.training.tokens, arms.last_gain(self.by_budget)
+        end = "trained out" if arms.is_trained_out(self.by_budget) else "not trained out, at the cap"
+        return f"{n:,} positions in {self.last.training.epochs} epochs ({end}: the last doubling brought {gain:.3f} nats)"
+
+    def seeded(self, run) -> list[arms.Arm]:
+        """The last arm with every seed of the profile."""
+        each = [replace(self.last.training, seed=seed) for seed in run.profile.head_seeds]
+        return [arms.trained_arm(run, self.bench, self.last.spec, how) for how in each]
 
 
-def at_offset_two(run, bench: arms.Bench, arm: arms.Arm) -> tuple[HeadSpec, Training]:
-    """The arm's kind at offset 2 alone, and how it is trained on the profile's deciding_tokens: at the arm's rate, or at a
-    lower one for as long as that is better on validation."""
-    spec, how = replace(arm.spec, offsets=(2,)), replace(arm.training, tokens=run.profile.deciding_tokens, rate=arm.rate(2))
-    return spec, arms.settled_arm(run, bench, spec, how).training
+def decided(run, backbone: Backbone, test: dict, grid: list[arms.Arm]) -> Decided:
+    """The kind that is best at offset 2 on validation, trained until it is trained out, or to the profile's most_tokens. The
+    three best of the grid meet again at the first budget, an eighth of that, where it is more than the grid's."""
+    best, first = sorted(grid, key=lambda arm: arm.loss(2)), first_budget(run)
+    again = best[: 3 if first > run.profile.head_tokens else 1]
+    met = [arms.settled_arm(run, deciding_bench(run, backbone, test, arm.spec), *_alone(arm, first)) for arm in again]
+    arm = arms.best_at(2, met)
+    bench = deciding_bench(run, backbone, test, arm.spec)
+    return Decided(bench, arms.trained_out(run, bench, arm.spec, arm.training, run.profile.most_tokens))
 
 
-def deciding_scores(run, backbone: Backbone, test: dict, arm: arms.Arm, judge: Backbone | None = None) -> pd.DataFrame:
-    """Scores at offset 2 of the arm's kind on a backbone, trained on the deciding tokens with every seed of the profile, beside
-    the marginal of `judge` (its own, if None): what a verdict is about."""
-    spec = replace(arm.spec, offsets=(2,))
-    bench = arms.bench_of(run, backbone, test, tokens=run.profile.deciding_tokens, layers=arms.layers_of(backbone, spec))
-    spec, how = at_offset_two(run, bench, arm)
-    trained = [arms.trained_arm(run, bench, spec, replace(how, seed=seed)) for seed in run.profile.head_seeds]
-    return gaps.scored(run, bench, trained, judge)
+def as_far(run, backbone: Backbone, test: dict, like: Decided, all_budgets: bool = True) -> Decided:
+    """Heads of the same kind on another backbone, trained as far (at every budget, or at the last alone), at their own rates."""
+    bench, most = deciding_bench(run, backbone, test, like.last.spec), like.last.training.tokens
+    start = like.by_budget[0 if all_budgets else -1].training
+    how = replace(start, rate=arms.tuned_arm(run, bench, like.last.spec).rate(2))
+    return Decided(bench, arms.trained_out(run, bench, like.last.spec, how, most, gain=-np.inf))
 
 
-def scores_by_tokens(run, backbone: Backbone, test: dict, arm: arms.Arm) -> pd.DataFrame:
-    """Scores on data labels at offset 2 of the arm's kind trained on a quarter of the deciding tokens, on all of them, and on
-    four times as many, at the rate that suits the deciding tokens. `name`: the kind of head."""
-    most = 4 * run.profile.deciding_tokens
-    bench = arms.bench_of(run, backbone, test, tokens=most, layers=_read_by(backbone, arm))
-    spec, how = at_offset_two(run, bench, arm)
-    trained = [arms.trained_arm(run, bench, spec, replace(how, tokens=tokens)) for tokens in (most // 16, most // 4, most)]
-    scores = pd.concat([gaps.scored(run, bench, [one]) for one in trained], ignore_index=True)
-    return scores[scores.label_source == "data"].assign(name=arm.spec.kind)
+def first_budget(run) -> int:
+    """Positions that heads which decide are first trained on: an eighth of the most, one step at least."""
+    return max(run.profile.most_tokens // 8, arms.STEP * CONTEXT)
+
+
+def deciding_bench(run, backbone: Backbone, test: dict, spec: HeadSpec) -> arms.Bench:
+    """The states that heads which decide read, on the profile's text_tokens, and the last layer's."""
+    return arms.bench_of(run, backbone, test, tokens=run.profile.text_tokens, layers=_read_by(backbone, spec))
+
+
+def _alone(arm: arms.Arm, tokens: int) -> tuple[HeadSpec, Training]:
+    """The arm's kind at offset 2 alone, and its training on that many positions, several blocks a step."""
+    return replace(arm.spec, offsets=(2,)), replace(arm.training, tokens=tokens, rate=arm.rate(2), blocks=arms.STEP)
+
+
+def scores_by_budget(run, of: Decided) -> pd.DataFrame:
+    """Scores on data labels of the heads at every budget; `name`: frozen."""
+    scores = gaps.scored(run, of.bench, of.by_budget)
+    return scores[scores.label_source == "data"].assign(name="frozen")
+
+
+def slopes(by_budget: pd.DataFrame) -> pd.DataFrame:
+    """By corpus what each doubling of the budget took off the excess over the marginal, nats. by_budget: a summary."""
+    rows = by_budget[(by_budget.metric == "excess_ce") & (by_budget["name"] == "frozen")]
+    table = rows.pivot_table(index="corpus", columns="train_tokens", values="value", sort=False).sort_index(axis=1)
+    return -table.diff(axis=1).iloc[:, 1:]
+
+
+def on_validation(run, of: Decided) -> pd.DataFrame:
+    """By corpus the cross-entropy at offset 2 on validation of the heads and of counting: what says whether they may decide."""
+    tokenizer, split, names = of.bench.backbone.tokenizer, run.profile.control_split, corpora.names()
+    text = [stream_digest(corpus, split, tokenizer) for corpus in names]
+    counted = {"tokenizer": Tokenizer(tokenizer), "split": split, "text": text}
+    given = {"features": of.bench.validation, "heads": of.last.arrays, "spec": of.last.spec, "corpora": tuple(names)}
+    stem = f"04_validation_{of.bench.backbone.name.replace('/', '-')}"
+    return run.measure(stem, head_measures.validation_table, **given, counted=counted)
 
 
 def bench_for_labels(run, backbone: Backbone, test: dict, arm: arms.Arm) -> arms.Bench:
     """Where heads of the arm's kind are trained on labels that the backbone drew."""
-    return arms.bench_of(run, backbone, test, layers=_read_by(backbone, arm), horizon=2)
+    return arms.bench_of(run, backbone, test, layers=_read_by(backbone, arm.spec), horizon=2)
 
 
-def _read_by(backbone: Backbone, arm: arms.Arm) -> tuple[int, ...]:
-    """The layers that the arm's kind reads at offset 2, and the last one."""
-    return tuple(sorted({*arms.layers_of(backbone, replace(arm.spec, offsets=(2,))), arms.depth_of(backbone)[-1]}))
+def _read_by(backbone: Backbone, spec: HeadSpec) -> tuple[int, ...]:
+    """The layers that heads of that kind read, and the last one."""
+    return tuple(sorted({*arms.layers_of(backbone, replace(spec, offsets=(2,))), arms.depth_of(backbone)[-1]}))
 
 
 def taught_by(run, bench: arms.Bench, arm: arms.Arm) -> dict[str, arms.Arm]:
@@ -98,34 +150,23 @@ def identity_table(run, bench: arms.Bench, arm: arms.Arm) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def size_table(run, backbones: dict[str, Backbone], test: dict, scores: pd.DataFrame, best: dict[str, arms.Arm]) -> pd.DataFrame:
-    """At offset 2, by backbone and corpus: top-1 and cross-entropy of the marginal and of the best frozen head (`name`), and as
-    `gap` KL(m2 || head) beside the least gap that a head of this width can have on the frozen unembedding (`floor`), with
-    intervals. scores: of the grid, gaps.scored; best: of each backbone the arm that is best on validation."""
-    data, rows = scores[(scores.offset == 2) & (scores.label_source == "data")], []
-    for name, backbone in backbones.items():
-        for corpus, part in test.items():
+def size_table(run, each: dict[str, Decided], test: dict) -> pd.DataFrame:
+    """At offset 2, by backbone and corpus: top-1 and cross-entropy of the marginal, of counting and of frozen heads trained on
+    the same budget at every size (`name`), and as `gap` KL(m2 || head) beside the least gap that a head of this width can have on
+    the frozen unembedding (`floor`), with intervals."""
+    rows = []
+    for name, of in each.items():
+        backbone = of.bench.backbone
+        for part in test.values():
             log_m = torch.from_numpy(stored.marginal(run, backbone, part, 2).values["log_probs"])
             floor = head_measures.unembedding_floor(log_m, backbone.model.get_output_embeddings().weight.cpu())
             rows.append(scoring.positions_of(part).assign(backbone=name, name="floor", gap=floor.numpy()))
-            kind = best[name].spec
-            ours = data[(data.backbone == name) & (data.corpus == corpus)]
-            ours = ours[(ours["head"] == kind.kind) & (ours["features"] == str(kind.features))]
-            rows.append(ours.assign(name="frozen", gap=ours["kl_to_marginal"], cross_entropy=-ours["log_prob"]))
-            theirs = {"top1": ours["marginal_top1"], "cross_entropy": -ours["marginal_log_prob"], "gap": np.nan}
-            rows.append(ours.assign(name="marginal", **theirs))
+        ours = gaps.scored(run, of.bench, [of.last])
+        ours = ours[ours.label_source == "data"]
+        rows.append(ours.assign(name="frozen", gap=ours["kl_to_marginal"], cross_entropy=-ours["log_prob"]))
+        theirs = {"top1": ours["marginal_top1"], "cross_entropy": -ours["marginal_log_prob"], "gap": np.nan}
+        rows.append(ours.assign(name="marginal", **theirs))
+        rows.append(gaps.counted(run, backbone, test).assign(backbone=name))
     table = pd.concat(rows, ignore_index=True)
     found = metrics.summarise(table, ["backbone", "corpus", "name"], ["top1", "cross_entropy", "gap"]).dropna(subset="value")
-    return found.assign(n_params=found["backbone"].map({name: b.n_params for name, b in backbones.items()}))
-
-
-def twin_controls(run, mtp: Backbone, offset2: Backbone, test: dict, arm: arms.Arm, judge: Backbone) -> dict[str, pd.DataFrame]:
-    """C3b's two controls, scored beside the marginal of `judge`: the same kind of heads, tuned anew, on the twin pre-trained for
-    several tokens (mtp); and the model trained on offset 2 alone (offset2), whose LM head is the answer."""
-    tuned = arms.tuned_arm(run, arms.bench_of(run, mtp, test), replace(arm.spec, offsets=(2,)))
-    bench = arms.bench_of(run, offset2, test)
-    itself = arms.untrained_arm(run, bench, layers.lens(bench.train.layers[-1], (2,)))
-    return {
-        "heads on the MTP twin": deciding_scores(run, mtp, test, tuned, judge),
-        "trained on offset 2 alone": gaps.scored(run, bench, [itself], judge),
-    }
+    return found.assign(n_params=found["backbone"].map({name: of.bench.backbone.n_params for name, of in each.items()}))

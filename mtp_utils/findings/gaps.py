@@ -6,6 +6,7 @@ import pandas as pd
 from . import head_measures, metrics, stored
 from .arms import Arm, Bench
 from .head_measures import SCORES
+from .ngrams import PREDICTORS
 from .stored import stem_of
 
 
@@ -37,6 +38,21 @@ def scored(run, bench: Bench, arms: list[Arm], base=None) -> pd.DataFrame:
             names = {"backbone": bench.backbone.name, "predictor": "head", **arm.columns, "arm": arm.kind}
             frames += [_beside(table[k], found.values, k).assign(**names) for k in arm.spec.offsets]
     return pd.concat(frames, ignore_index=True)
+
+
+def counted(run, base, test: dict, offsets: tuple[int, ...] = (2,)) -> pd.DataFrame:
+    """What counting says at the scored positions on data labels (`name`: the control), beside the marginal of `base`: corpus,
+    document, position, offset, log_prob, top1, cross_entropy and excess_ce."""
+    frames, keys = [], ["corpus", "document", "position", "offset"]
+    for blocks in test.values():
+        table = stored.control_scores(run, base, blocks)
+        table = table[(table.label_source == "data") & table.predictor.isin(PREDICTORS) & table.offset.isin(offsets)]
+        marginal = stored.marginal_scores(run, base, blocks, offsets)
+        marginal = marginal[marginal.label_source == "data"][[*keys, "log_prob"]]
+        frames.append(table.merge(marginal, on=keys, suffixes=("", "_marginal"), validate="many_to_one"))
+    found = pd.concat(frames, ignore_index=True)
+    excess = found["log_prob_marginal"] - found["log_prob"]
+    return found.assign(name=found["predictor"], cross_entropy=-found["log_prob"], excess_ce=excess)
 
 
 def _beside(marginal: pd.DataFrame, found: dict[str, np.ndarray], offset: int) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from . import metrics
 from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, verdict_on
+from .ngrams import PREDICTORS
 
 
 def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None = None) -> dict:
@@ -47,6 +48,19 @@ def _judged(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table.offset == OFFSET) & (table.label_source == LABELS)]
 
 
+def behind_counting(on_validation: pd.DataFrame) -> list[str]:
+    """The corpora in which heads are not ahead of every counting control on validation: columns corpus, heads, each control."""
+    behind = on_validation["heads"] >= on_validation[list(PREDICTORS)].min(axis=1)
+    return on_validation[behind]["corpus"].tolist()
+
+
+def _unless_behind(verdict: str, behind: list[str]) -> tuple[str, str]:
+    """(verdict, what is said with it): inconclusive, by rule, where heads lose to counting, for they prove nothing."""
+    if not behind:
+        return verdict, ""
+    return "inconclusive", f" By rule: on validation the heads are not ahead of counting in {', '.join(behind)}."
+
+
 def c3a_effects(scores: pd.DataFrame) -> pd.DataFrame:
     """C3a, by corpus: cross-entropy of the heads minus the marginal's on the same positions, data labels, data-trained heads,
     offset 2 (positive: the heads fall short). scores: one arm's rows of gaps.scored, all its seeds."""
@@ -54,17 +68,19 @@ def c3a_effects(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([{"corpus": c, **seeded_effect(part, "excess_ce")} for c, part in parts])
 
 
-def c3a(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) -> Verdict:
-    """C3a: the best head (chosen on validation) has a higher cross-entropy than the marginal in every corpus and seed."""
+def c3a(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...], behind: list[str] = ()) -> Verdict:
+    """C3a: the best head (chosen on validation) has a higher cross-entropy than the marginal in every corpus and seed. behind:
+    the corpora in which it is not ahead of counting."""
     row = effects.sort_values("effect").iloc[0]
+    verdict, why = _unless_behind(decide(effects, CONTRASTS["C3a"].threshold, bool(effects["seeds_agree"].all())), behind)
     return verdict_on(
         "C3a",
         f"{backbone}, offset 2, data labels: cross-entropy of the best frozen head ({arm}, trained on data) minus the "
         f"marginal's [nats], worst corpus ({row.corpus})",
         row,
         seeds,
-        decide(effects, CONTRASTS["C3a"].threshold, bool(effects["seeds_agree"].all())),
-        _each(effects),
+        verdict,
+        _each(effects) + why,
     )
 
 
@@ -81,11 +97,12 @@ def c3b_effects(frozen: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> pd.D
     return pd.DataFrame(rows)
 
 
-def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) -> Verdict:
+def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...], behind: list[str] = ()) -> Verdict:
     """C3b: in every corpus the heads on the NTP backbone stay behind *every* control (the least certain one decides, an
-    intersection-union test), then Holm over corpora."""
+    intersection-union test), then Holm over corpora. behind: the corpora in which they are not ahead of counting."""
     worst = metrics.hardest(effects, "corpus")
     row = worst.sort_values("effect").iloc[0]
+    verdict, why = _unless_behind(decide(worst, CONTRASTS["C3b"].threshold, bool(effects["seeds_agree"].all())), behind)
     return verdict_on(
         "C3b",
         f"{backbone}, offset 2, data labels: cross-entropy of frozen heads ({arm}) minus that of the same heads on the twin "
@@ -93,8 +110,8 @@ def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...]) 
         f"({row.corpus}, {row.control})",
         row,
         seeds,
-        decide(worst, CONTRASTS["C3b"].threshold, bool(effects["seeds_agree"].all())),
-        _each(worst) + " One pre-training run of each backbone: the spread between those is not in the interval.",
+        verdict,
+        _each(worst) + why + " One pre-training run of each backbone: the spread between those is not in the interval.",
     )
 
 

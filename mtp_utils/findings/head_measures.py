@@ -1,19 +1,22 @@
-"""What is measured of heads and of stored states: what heads say at the scored positions, their least gap, the next token's
-loss, how alike layers are. Nothing here tunes, trains or arranges."""
+"""What is measured of heads and of stored states: what heads say at the scored positions, what the lens and counting say, the
+least gap, the next token's loss, how alike layers are. Nothing here tunes, trains or arranges."""
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ..backbones.anatomy import unembed
+from ..backbones.wrapped import decoder
 from ..base.records import Arrays
 from ..heads.features import BLOCKS, FrozenFeatures
 from ..heads.heads import Heads
 from ..heads.spec import HeadSpec
 from ..heads.training import heads_from
-from . import metrics, scoring
+from ..text import blocks as blocks_module
+from . import metrics, ngrams, scoring
 from .scoring import Labels
 
+LARGEST_COUNT = 2**24  # probabilities of a counting control held at once
 SCORES = ("log_prob", "top1", "top5")
 
 
@@ -40,6 +43,53 @@ def gap_arrays(features: FrozenFeatures, blocks, labels: Labels, marginals: dict
         each = [scoring.scores(log_q, torch.from_numpy(part.to_numpy().copy())) for _, part in rows]
         found |= {f"{name}.{k}": np.stack([s[name] for s in each]) for name in SCORES}
     return found
+
+
+@torch.no_grad()
+def lens_table(backbone, blocks, labels: Labels, offsets: tuple[int, ...], bf16: bool = False) -> pd.DataFrame:
+    """The logit lens of every layer (its state through the final norm, which the last has been through, and the LM head) scored
+    on data labels at each offset: as scoring.score, with `layer`, `readout` and cross_entropy. Nothing is trained."""
+    frames, model, n = [], backbone.model, backbone.model.config.get_text_config().num_hidden_layers
+    lenses = [Heads(backbone, HeadSpec("linear", layer, offsets=(1,))) for layer in range(n + 1)]
+    found = {layer: [] for layer in range(n + 1)}
+    for part in torch.arange(len(blocks.tokens)).split(BLOCKS):
+        ids = blocks.tokens[part].to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            hidden = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        for layer, lens in enumerate(lenses):
+            h = hidden[layer][blocks.scored[part].to(model.device)].to(next(lens.parameters()).dtype)
+            found[layer].append(h)
+    data = labels.table[labels.table.label_source == "data"]
+    for layer, lens in enumerate(lenses):
+        log_q = lens.log_probs(1, lens(torch.cat(found[layer])[None, :, None])[1])[0].cpu()
+        scored = [scoring.score(log_q, data, k, backbone.name, "lens", "lens") for k in offsets]
+        frames.append(pd.concat(scored).assign(layer=layer, readout="lens"))
+    table = pd.concat(frames, ignore_index=True)
+    return table.assign(cross_entropy=-table["log_prob"])
+
+
+@torch.no_grad()
+def validation_table(features: FrozenFeatures, heads: Arrays, spec: HeadSpec, corpora: tuple, counted: dict) -> pd.DataFrame:
+    """By corpus the cross-entropy [nats/token] at offset 2 of heads and of the counting controls on the same positions of the
+    validation blocks (for a large vocabulary on some of them). corpora: in the order in which blocks take turns; counted:
+    `split`, `tokenizer` of what is counted and the `text`'s digest."""
+    rows, model = [], heads_from(heads, features.backbone, spec)
+    n_blocks, length = features.tokens.shape
+    step = max(1, n_blocks * length * model.vocabulary // LARGEST_COUNT // len(corpora))
+    for c, corpus in enumerate(corpora):
+        part = slice(c, n_blocks, len(corpora))
+        tokens, h = features.tokens[part], model(features.batch(part, model.layers))[2]
+        at = torch.arange(1, length - 2, step)  # the trigram reads the token before
+        label = tokens[:, at + 2].flatten().numpy()
+        log_q = model.log_probs(2, h[:, at.to(h.device)]).flatten(0, 1).cpu()
+        contexts = torch.stack([tokens[:, at - 1], tokens[:, at]], -1).flatten(0, 1).numpy()
+        tokenizer, split = counted["tokenizer"].tokenizer, counted["split"]
+        text = blocks_module.stream(corpus, split, tokenizer), blocks_module.begins(corpus, split, tokenizer)
+        probs = ngrams.ngram_probs(*text, contexts, 2, model.vocabulary)
+        each = range(len(label))
+        rows.append({"corpus": corpus, "heads": -float(log_q[each, label].mean())}
+                    | {name: -float(np.log(p[each, label]).mean()) for name, p in probs.items()})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 @torch.no_grad()

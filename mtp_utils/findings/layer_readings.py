@@ -1,5 +1,4 @@
-"""C3, layer by layer: every layer of a backbone read out by a trained probe and by the logit lens; what fades, what a mix
-chooses."""
+"""C3, layer by layer: layers of a backbone read out by trained probes and by the logit lens; what fades, what a mix chooses."""
 
 import itertools
 from dataclasses import dataclass
@@ -8,13 +7,12 @@ import pandas as pd
 
 from ..backbones.load import Backbone
 from ..heads.training import heads_from
-from . import arms, gaps, head_claims, layers
+from . import arms, gaps, head_claims, head_measures, layers, stored
 
 
 def probe_arms(run, bench: arms.Bench, offsets: tuple[int, ...]) -> list[arms.Arm]:
-    """A trained probe for each layer of the bench, at the rates that are best for the last one, an offset each."""
-    tuned = arms.tuned_arm(run, bench, layers.probe(bench.train.layers[-1], offsets))
-    return [arms.trained_arm(run, bench, layers.probe(layer, offsets), tuned.training) for layer in bench.train.layers]
+    """A trained probe for each layer of the bench, each at the rates that are best for it, an offset each."""
+    return [arms.tuned_arm(run, bench, layers.probe(bench.backbone, layer, offsets)) for layer in bench.train.layers]
 
 
 def best_layer(probes: list[arms.Arm], offset: int) -> int:
@@ -24,28 +22,23 @@ def best_layer(probes: list[arms.Arm], offset: int) -> int:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read from every layer of a backbone: the trained probes, and the scores of probes and lenses on data labels:
-    columns of gaps.scored, `layer` and `readout` (probe, lens)."""
+    """What was read from a backbone's layers: the trained probes of some, and the scores on data labels of those and of the lens
+    of every layer: columns of gaps.scored, `layer` and `readout` (probe, lens)."""
 
     probes: list[arms.Arm]
     scores: pd.DataFrame
 
 
 def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], judge: Backbone, name: str | None = None) -> Reading:
-    """Every layer of a bench read out at every offset: by a trained probe, and by the logit lens. The labels and the marginal
-    that it is scored beside are those of `judge`; the tables call the backbone `name`."""
+    """Layers of a backbone read out at every offset: those of the bench by a trained probe, all by the logit lens. The labels
+    that it is scored on are those of `judge`; the tables call the backbone `name`."""
     probes = probe_arms(run, bench, offsets)
-    lenses = [arms.untrained_arm(run, bench, layers.lens(layer, offsets)) for layer in bench.train.layers]
-    scores = [scored_by_layer(run, bench, readers, kind, judge) for kind, readers in (("probe", probes), ("lens", lenses))]
+    scores = [scored_by_layer(run, bench, probes, "probe", judge)]
+    for blocks, _ in bench.test.values():
+        stem = f"03_lens_{stored.stem_of(bench.backbone, blocks)}_{judge.name.replace('/', '-')}"
+        given = {"backbone": bench.backbone, "blocks": blocks, "labels": stored.labels(run, judge, blocks), "offsets": offsets}
+        scores.append(run.measure(stem, head_measures.lens_table, **given, bf16=bench.train.bf16))
     return Reading(probes, pd.concat(scores, ignore_index=True).assign(backbone=name or bench.backbone.name))
-
-
-def read_noise(run, bench: arms.Bench, like: Reading) -> Reading:
-    """A probe, trained as the one of the bench's last layer was, that is shown noise in place of its states."""
-    last, arm = bench.train.layers[-1], like.probes[-1]
-    noise = layers.on_noise(bench, last)
-    blind = arms.trained_arm(run, noise, layers.probe(last, arm.spec.offsets), arm.training)
-    return Reading([blind], scored_by_layer(run, noise, [blind], "probe", bench.backbone).assign(backbone="noise"))
 
 
 def scored_by_layer(run, bench: arms.Bench, readers: list[arms.Arm], readout: str, judge: Backbone) -> pd.DataFrame:
@@ -72,6 +65,7 @@ def mix_table(mixes: dict[str, arms.Arm], backbones: dict[str, Backbone]) -> pd.
     """The weight that each trained layer mix ended with: backbone, offset, layer, weight."""
     rows = []
     for name, arm in mixes.items():
-        found = heads_from(arm.arrays, backbones[name], arm.spec).mix_weights()
-        rows += [(name, offset, layer, w) for offset, weights in found.items() for layer, w in enumerate(weights)]
+        heads = heads_from(arm.arrays, backbones[name], arm.spec)
+        for offset, weights in heads.mix_weights().items():
+            rows += [(name, offset, layer, w) for layer, w in zip(heads.layers, weights, strict=True)]
     return pd.DataFrame(rows, columns=["backbone", "offset", "layer", "weight"])

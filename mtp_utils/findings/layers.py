@@ -1,16 +1,16 @@
-"""Read-outs of one layer as kinds of heads (the logit lens untrained, a probe trained), and controls for them: an untrained
-backbone, noise in place of states."""
+"""Read-outs of one layer as kinds of heads (the logit lens untrained, a probe trained), and a control: an untrained
+backbone."""
 
 import dataclasses
 import hashlib
 
-import numpy as np
 import torch
 
+from ..backbones.anatomy import rows_of
 from ..backbones.load import Backbone
-from ..heads.features import FrozenFeatures, state_array
 from ..heads.spec import HeadSpec
-from . import arms
+
+LARGEST_OWN = 8192  # vocabulary up to which a probe has an unembedding of its own, one for each layer and offset
 
 
 def lens(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
@@ -18,9 +18,11 @@ def lens(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
     return HeadSpec("linear", layer, offsets=offsets)
 
 
-def probe(layer: int, offsets: tuple[int, ...]) -> HeadSpec:
-    """A trained read-out of a layer: its own norm, a linear map, its own copy of the unembedding, for each offset."""
-    return HeadSpec("linear", layer, unembedding="copied", offsets=offsets)
+def probe(backbone: Backbone, layer: int, offsets: tuple[int, ...]) -> HeadSpec:
+    """A trained read-out of a layer: its own norm, a linear map, for each offset an unembedding of its own that starts as the
+    unigram; of a large vocabulary the backbone's."""
+    small = rows_of(backbone.model.get_output_embeddings()) <= LARGEST_OWN
+    return HeadSpec("linear", layer, unembedding="own" if small else "shared", offsets=offsets)
 
 
 def untrained(backbone: Backbone) -> Backbone:
@@ -31,28 +33,3 @@ def untrained(backbone: Backbone) -> Backbone:
     model = model.to(backbone.model.device).eval().requires_grad_(False)
     digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()
     return dataclasses.replace(backbone, name=f"untrained/{backbone.name}", model=model, fingerprint=digest, revision=None)
-
-
-class NoiseFeatures(FrozenFeatures):
-    """Gaussian noise in place of the states, the same size in every layer: what a probe says that sees nothing."""
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"noise 1 {self.layers} {super().fingerprint}".encode()).hexdigest()
-
-    def _compute(self, dtype) -> np.ndarray:
-        width = self.backbone.model.config.get_text_config().hidden_size
-        found = state_array((len(self.layers), *self.tokens.shape, width), dtype)
-        rng = np.random.default_rng(int(self.fingerprint[:8], 16))
-        for block in range(len(self.tokens)):
-            found[:, block] = rng.standard_normal(found[:, block].shape, np.float32)
-        return found
-
-
-def on_noise(bench: arms.Bench, layer: int) -> arms.Bench:
-    """The same bench with noise in place of the states of one layer."""
-
-    def noise(f: FrozenFeatures) -> NoiseFeatures:
-        return NoiseFeatures(f.backbone, f.tokens, (layer,), f.horizon)
-
-    return arms.Bench(noise(bench.train), noise(bench.validation), {c: (part, noise(f)) for c, (part, f) in bench.test.items()})

@@ -29,17 +29,19 @@ class FrozenFeatures:
     """The hidden states of `backbone` at `layers` on token blocks, float16 (float32 where a value does not fit).
 
     tokens: (blocks, T) int64 without padding. layers: of hidden_states, 0 = embeddings, the last is after the final norm.
-    Nothing is computed before it is asked for; the fingerprint is known before. CannotDo where the model has no such states.
+    Nothing is computed before it is asked for; the fingerprint is known before. bf16: under bfloat16 autocast. CannotDo where
+    the model has no such states.
     """
 
-    def __init__(self, backbone: Backbone, tokens: torch.Tensor, layers: tuple[int, ...], horizon: int = 4):
+    def __init__(self, backbone: Backbone, tokens: torch.Tensor, layers: tuple[int, ...], horizon: int = 4, bf16: bool = False):
         self.backbone, self.tokens, self.layers, self.horizon = backbone, tokens, tuple(layers), horizon
-        self.device = backbone.model.device
+        self.device, self.bf16 = backbone.model.device, bf16
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights and the text; which layers are held changes no number."""
-        return hashlib.sha256(self.backbone.fingerprint.encode() + self.tokens.numpy().tobytes()).hexdigest()
+        """Of the weights, the text and the arithmetic; which layers are held changes no number."""
+        how = b" bf16" if self.bf16 else b""
+        return hashlib.sha256(self.backbone.fingerprint.encode() + self.tokens.numpy().tobytes() + how).hexdigest()
 
     def batch(self, rows, layers: tuple[int, ...]) -> torch.Tensor:
         """(blocks, T, len(layers), d) of some blocks (a slice or their numbers), float32 (float64 for a float64 model)."""
@@ -66,7 +68,7 @@ class FrozenFeatures:
 
         def states(part: slice) -> list[np.ndarray]:
             ids = self.tokens[part].to(self.device)
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 hidden = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
             return [_fitting(hidden[layer], dtype) for layer in self.layers]
 

@@ -18,7 +18,7 @@ from ..backbones.anatomy import require_states, rows_of, unembed
 from ..backbones.load import Backbone
 from ..base.files import file_digest, sha256, write_atomic, write_json
 from .parts import Block, features_of, trunk_of, unembedding_of
-from .spec import HeadSpec
+from .spec import HeadSpec, spread
 
 
 class Heads(nn.Module):
@@ -41,7 +41,7 @@ class Heads(nn.Module):
         if isinstance(spec.features, int) and not 0 <= spec.features <= n:
             raise ValueError(f"features={spec.features}: {backbone.name} has layers 0 (embeddings) to {n}")
         one = n if spec.features == "last" else spec.features
-        self.layers = tuple(range(n + 1)) if spec.features in ("mix", "concat") else (one,)
+        self.layers = spread(n) if spec.features in ("mix", "concat") else (one,)
         require_states(model)
         self._model = (model,)  # in a tuple, so that its tensors are not ours
         with torch.random.fork_rng(devices=[]):
@@ -110,7 +110,7 @@ class Heads(nn.Module):
         return {f"heads.{name}": x.detach().cpu().numpy().copy() for name, x in self.state_dict().items()}
 
     def mix_weights(self) -> dict[int, list[float]]:
-        """softmax(w) of each offset's LayerMix, layer 0 (embeddings) first."""
+        """softmax(w) of each offset's LayerMix, in the order of `layers`."""
         if self.spec.features != "mix":
             raise ValueError(f"features={self.spec.features!r}: only 'mix' has weights")
         return {k: self.features[str(k)].w.softmax(0).tolist() for k in self.spec.offsets}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 KINDS = ("linear", "residual", "block", "next_token")
 FEATURES = ("last", "mix", "concat")
 UNEMBEDDINGS = ("shared", "copied", "own")
+MOST_LAYERS = 7  # that are read at once: the states of all layers of a deep model are too many to keep
 
 
 @dataclass(frozen=True)
@@ -14,9 +15,9 @@ class HeadSpec:
     kind: `linear` (W h + b, W = 1 at the start), `residual` (h + SiLU(W h + b), W = b = 0 at the start, so that the head
     starts as the LM head), `block` (a transformer layer of the backbone's kind), `next_token` (a control that sees nothing
     but p(.|x): q = p T with a row-stochastic T). features: `last`, the number of any one layer (0 = embeddings), `mix` or
-    `concat`. unembedding: the backbone's, frozen (`shared`), or a trained copy of it for each offset (`copied`), or one of
-    each offset's `own`, which starts at zero with the log-frequencies of the training text as its bias: the head then starts as
-    the unigram instead of being sure of the wrong token.
+    `concat` of `spread` layers. unembedding: the backbone's, frozen (`shared`), or a trained copy of it for each offset
+    (`copied`), or one of each offset's `own`, which starts at zero with the log-frequencies of the training text as its bias:
+    the head then starts as the unigram instead of being sure of the wrong token.
 
     Raises:
         ValueError: an argument outside these, naming it.
@@ -43,3 +44,9 @@ class HeadSpec:
 def _one_of(name: str, value, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}; there are {', '.join(map(str, allowed))}")
+
+
+def spread(n: int) -> tuple[int, ...]:
+    """Layers 0 (embeddings) to n, or MOST_LAYERS of them evenly spread, the first and the last among them."""
+    count = min(n + 1, MOST_LAYERS)
+    return tuple(round(i * n / max(1, count - 1)) for i in range(count))

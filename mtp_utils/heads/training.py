@@ -37,6 +37,7 @@ class Training:
     blocks: int = 1
     epochs: int = 1  # every one in an order of its own
     checks: int = 4  # validations after the one of the untrained heads; each offset keeps the head of its best one
+    bf16: bool = False  # bfloat16 autocast around forward and backward; validation and what is kept stay in float32
 
     def __post_init__(self):
         if self.labels not in TRAIN_LABELS:
@@ -74,7 +75,9 @@ def trained_heads(
     for step in progress(range(len(order)), name):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, len(order), group["peak"])
-        losses.append(averaged(step_losses(heads, features, share_of(order[step]), training.labels, accelerator.backward)))
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=training.bf16):
+            found = step_losses(heads, features, share_of(order[step]), training.labels, accelerator.backward)
+        losses.append(averaged(found))
         norms = [combine(accelerator, list(heads.of(k).values())) for k in spec.offsets]
         if not np.isfinite([*losses[-1], *norms]).all():
             raise FloatingPointError(f"{name}: losses {losses[-1]}, norms {norms} at step {step} (rate {training.rate})")

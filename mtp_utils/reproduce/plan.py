@@ -101,7 +101,7 @@ def estimates(profile: Profile) -> dict[str, float]:
         paths_of_one = (vocabulary if vocabulary <= LARGEST_EXACT else beyond) + last * beyond * (profile.horizon - 2)
         windows = profile.n_documents * len(profile.corpora)
         tokens = windows * (blocks.CONTEXT + profile.positions_per_document * paths_of_one)
-        work += 2 * parameters[name] * (tokens + last * 4 * profile.deciding_tokens)
+        work += 2 * parameters[name] * (tokens + last * profile.text_tokens)
     joint = parameters[profile.joint or profile.backbones[-1]]
     work += 6 * joint * 8 * profile.deciding_tokens  # in all the arms of notebook 05
     item = 2 if profile.needs_hub and torch.cuda.is_available() else 4
@@ -128,7 +128,7 @@ def plan(notebooks: list[Path], profile: Profile) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{profile.name}: {', '.join(p.stem for p in notebooks)}")
     print(f"{len(profile.backbones)} backbones, {', '.join(profile.corpora)}: {profile.n_documents} documents each, offsets 1 to "
-          f"{profile.horizon}, heads on {profile.head_tokens:,} to {4 * profile.deciding_tokens:,} tokens")  # fmt: skip
+          f"{profile.horizon}, heads on {profile.head_tokens:,} to {profile.most_tokens:,} tokens")  # fmt: skip
     print(f"on {here['device']} ({here['device_reason']}), {here['threads']} threads, memory {_memory()}; into {folder}, where "
           f"{shutil.disk_usage(folder).free / 1e9:.0f} GB are free")  # fmt: skip
     about, rate = estimates(profile), _rate()

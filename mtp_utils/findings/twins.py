@@ -1,0 +1,85 @@
+"""C3b: the same heads on twins of one shape: the NTP backbone, one pre-trained for several tokens, one for offset 2 alone."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ..backbones.load import Backbone
+from . import arms, frozen_heads, gaps, head_measures, layer_readings, layers, metrics, stored
+from .frozen_heads import Decided
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Heads of one kind trained as far on the NTP backbone and on the twin pre-trained for several tokens (mtp), and the model
+    trained on offset 2 alone, whose LM head is the answer. All are scored beside the NTP backbone's marginal."""
+
+    ntp: Decided
+    mtp: Decided
+    offset2: Backbone
+
+    @property
+    def judge(self) -> Backbone:
+        return self.ntp.bench.backbone
+
+
+def of(run, ntp: Decided, mtp: Backbone, offset2: Backbone, test: dict) -> Twins:
+    """The twins of an NTP backbone whose heads are trained."""
+    return Twins(ntp, frozen_heads.as_far(run, mtp, test, ntp), offset2)
+
+
+def dedicated(run, twins: Twins, test: dict) -> pd.DataFrame:
+    """Scores of the model trained on offset 2 alone."""
+    bench = arms.bench_of(run, twins.offset2, test, tokens=1, layers=arms.depth_of(twins.offset2)[-1:])
+    itself = arms.untrained_arm(run, bench, layers.lens(bench.train.layers[-1], (2,)))
+    return gaps.scored(run, bench, [itself], twins.judge)
+
+
+def controls(run, twins: Twins, test: dict) -> dict[str, pd.DataFrame]:
+    """C3b's two controls: scores with every seed of the profile."""
+    return {
+        "heads on the MTP twin": gaps.scored(run, twins.mtp.bench, twins.mtp.seeded(run), twins.judge),
+        "trained on offset 2 alone": dedicated(run, twins, test),
+    }
+
+
+def behind_by_budget(run, twins: Twins) -> pd.DataFrame:
+    """By corpus and budget the cross-entropy at offset 2 of heads on the NTP backbone minus that of heads on the MTP twin on as
+    many positions, paired, nats: a curve and no number."""
+    rows = []
+    for ours, theirs in zip(twins.ntp.by_budget, twins.mtp.by_budget, strict=True):
+        scores = [gaps.scored(run, one.bench, [arm], twins.judge) for one, arm in ((twins.ntp, ours), (twins.mtp, theirs))]
+        ours_on, theirs_on = (x[x.label_source == "data"] for x in scores)
+        for corpus, part in theirs_on.groupby("corpus", sort=False):
+            found = metrics.paired(part, ours_on[ours_on.corpus == corpus], "log_prob")
+            rows.append({"corpus": corpus, "positions": ours.training.tokens} | found)
+    return pd.DataFrame(rows)
+
+
+def decomposition(frozen: pd.DataFrame, alone: pd.DataFrame) -> pd.DataFrame:
+    """By corpus the frozen heads' gap to the marginal in two parts, nats at offset 2: to a model of the same size trained on
+    offset 2 alone, and from that to the marginal. The second part is the price of one pass, and no specialisation."""
+    found = {}
+    for name, table in (("frozen heads", frozen), ("trained on offset 2 alone", alone)):
+        found[name] = -table[table.label_source == "data"].groupby("corpus", sort=False)["log_prob"].mean()
+    data = alone[alone.label_source == "data"]
+    found["marginal"] = -data.groupby("corpus", sort=False)["marginal_log_prob"].mean()
+    table = pd.DataFrame(found)
+    table["heads behind it"] = table["frozen heads"] - table["trained on offset 2 alone"]
+    return table.assign(**{"it behind the marginal": table["trained on offset 2 alone"] - table["marginal"]})
+
+
+def beside(run, twins: Twins, test: dict) -> pd.DataFrame:
+    """What has to be known beside C3b: each twin's own next-token loss by corpus [nats/token], and the layer from which a probe
+    reads offset 2 best on validation (of the layers that notebook 03 probes)."""
+    rows = []
+    for name, backbone in (("NTP", twins.judge), ("MTP", twins.mtp.bench.backbone)):
+        bench, row = arms.bench_of(run, backbone, test), {"backbone": backbone.name, "trained for": name}
+        for corpus, (part, states) in bench.test.items():
+            given = {"features": states, "blocks": part}
+            found = run.measure(f"04_ntp_{stored.stem_of(backbone, part)}", head_measures.states_ntp_table, **given)
+            row[f"next token, {corpus}"] = found["cross_entropy"].mean()
+        probes = layer_readings.probe_arms(run, bench, (1, 2, 3, 4))
+        row["offset 2 read best at layer"] = layer_readings.best_layer(probes, 2)
+        rows.append(row | {"of layers 0 to": bench.train.layers[-1]})
+    return pd.DataFrame(rows)
