@@ -108,7 +108,8 @@ def gaps_by_arm(
         for mark in marks:
             ax.axvline(mark, color="black", linewidth=0.9)
         _counting(ax, controls, corpus, metric, upright=True)
-        ax.set(title=corpus, xlabel=xlabel, yticks=range(len(arms)), yticklabels=arms)
+        middle = ax is axes[len(axes) // 2]  # a label below every panel is wider than the panel
+        ax.set(title=corpus, xlabel=xlabel if middle else "", yticks=range(len(arms)), yticklabels=arms)
     axes[0].invert_yaxis()
     legend_beside(axes[-1])
     titled(figure, title)
@@ -132,7 +133,7 @@ def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figur
             log_params(ax, summary["n_params"])
             ax.set(title=corpus if metric == next(iter(metrics)) else "", ylabel=label if ax is axes[0] else "")
             ax.set_ylim(bottom=0)
-        axes[0].legend(fontsize=8)
+        legend_beside(axes[-1])
     titled(figure, title)
     return figure
 

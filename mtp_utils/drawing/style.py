@@ -34,7 +34,7 @@ STYLE = {  # name -> colour, marker, line style
     "offset2": ("#0072B2", "o", "-"),
     "offset3": ("#56B4E9", "^", "--"),
     "offset4": ("#CC79A7", "D", "-."),
-    "frozen": ("#D55E00", "^", "--"),
+    "frozen": ("#882255", "h", "-"),  # beside the controls, whose hues the usual eight have
     "joint": ("#0072B2", "s", "-"),
     "residual": ("#D55E00", "^", "--"),
     "linear": ("#E69F00", "v", "-."),

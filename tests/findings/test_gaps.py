@@ -12,8 +12,7 @@ from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.records import Arrays
 from mtp_utils.base.run import Run
-from mtp_utils.findings import arms, gaps, head_measures, layers, metrics, scoring
-from mtp_utils.heads.features import FrozenFeatures
+from mtp_utils.findings import arms, gaps, head_measures, layers, metrics, scoring, stored
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.heads.training import Training
 from mtp_utils.marginal.future import future_log_probs
@@ -119,6 +118,74 @@ def test_heads_train_until_a_doubling_brings_too_little_or_to_the_cap(monkeypatc
     assert [arm.training.epochs for arm in found] == [-(-n // 150) for n in budgets]
 
 
+def test_the_rate_is_settled_at_the_first_budget_and_at_the_last(monkeypatch):
+    tried = []
+
+    def of_budget(run, bench, spec, how):
+        rate = how.rates(spec.offsets)[0]
+        tried.append((how.tokens, rate))
+        loss = 3.0 - how.tokens / 1000 + {1e-3: 0.2, 3e-3: 0.1 if how.tokens < 400 else 0.0, 1e-2: 0.0}[rate]
+        if how.tokens == 400:
+            loss -= {3e-3: 0.05, 1e-2: 0.0, 1e-3: 0.0}[rate]
+        return arms.Arm(spec, how, Arrays({"validation": np.array([[loss]]), "kept": np.array([0])}, "x"), "x")
+
+    monkeypatch.setattr(arms, "trained_arm", of_budget)
+    bench = SimpleNamespace(train=SimpleNamespace(tokens=torch.zeros(3, 50)))
+    found = arms.trained_out(None, bench, HeadSpec(offsets=(2,)), Training(1e-2, 100), 400)
+    assert [arm.rate(2) for arm in found] == [1e-2, 1e-2, 3e-3]
+    assert {rate for tokens, rate in tried if tokens == 200} == {1e-2}  # carried on between
+
+
+def test_heads_that_have_to_go_as_far_as_others_do_not_stop_where_a_doubling_brings_little(monkeypatch):
+    def flat(run, bench, spec, how):
+        return arms.Arm(spec, how, Arrays({"validation": np.array([[2.0]]), "kept": np.array([0])}, "x"), "x")
+
+    monkeypatch.setattr(arms, "trained_arm", flat)
+    bench = SimpleNamespace(train=SimpleNamespace(tokens=torch.zeros(3, 50)))
+    given = (None, bench, HeadSpec(offsets=(2,)), Training(1e-4, 100), 800)
+    assert [a.training.tokens for a in arms.trained_out(*given)] == [100, 200]
+    assert [a.training.tokens for a in arms.trained_out(*given, gain=-np.inf)] == [100, 200, 400, 800]
+
+
+def test_the_lens_needs_no_training_and_is_what_an_untrained_linear_head_on_that_layer_says(run, bench, text, backbone):
+    labels = stored.labels(run, backbone, text)
+    table = head_measures.lens_table(backbone, text, labels, (1, 2))
+    assert sorted(set(table["layer"])) == list(range(7)) and set(table["offset"]) == {1, 2}
+    for layer in (3, 6):
+        by_head = gaps.scored(run, bench, [arms.untrained_arm(run, bench, layers.lens(layer, (2,)))])
+        by_head = by_head[by_head.label_source == "data"]["log_prob"].to_numpy()
+        ours = table[(table.layer == layer) & (table.offset == 2)]["log_prob"].to_numpy()
+        assert np.abs(ours - by_head).max() < 0.05  # the stored states are float16
+
+
+def test_counting_is_scored_on_the_positions_of_the_heads(run, bench, text, backbone):
+    found = gaps.counted(run, backbone, {"prose": text})
+    heads = gaps.scored(run, bench, [arms.untrained_arm(run, bench, layers.lens(6, (2,)))])
+    heads = heads[heads.label_source == "data"]
+    for name in ("unigram", "skip_bigram", "skip_trigram"):
+        rows = found[found["name"] == name]
+        assert rows["position"].tolist() == heads["position"].tolist()
+        assert np.allclose(rows["excess_ce"] + rows["log_prob"], heads["marginal_log_prob"])
+
+
+def test_on_validation_heads_and_counting_are_asked_for_the_same_tokens(run, bench, backbone, monkeypatch):
+    arm = arms.untrained_arm(run, bench, layers.lens(6, (2,)))
+    counted = {"tokenizer": scoring.Tokenizer(backbone.tokenizer), "split": "heads"}
+    monkeypatch.setattr(blocks, "begins", lambda c, s, t: np.array([0]))
+    names = ("translation", "code", "prose")
+    table = head_measures.validation_table(bench.validation, arm.arrays, arm.spec, names, counted)
+    by_hand, tokens = [], bench.validation.tokens
+    stream = blocks.stream("code", "heads", backbone.tokenizer).astype(int)
+    count = np.bincount(stream[3:], minlength=1024)
+    unigram = (count + (count > 0).sum() / 1024) / (count.sum() + (count > 0).sum())
+    with torch.no_grad():
+        for row in tokens[1::3]:
+            q = backbone.model(row[None]).logits[0].log_softmax(-1)
+            by_hand += [(-float(q[t, row[t + 2]]), -np.log(unigram[row[t + 2]])) for t in range(1, 254)]
+    code = table[table.corpus == "code"].iloc[0]
+    assert (code["heads"], code["unigram"]) == pytest.approx(np.mean(by_hand, axis=0), abs=0.02)
+
+
 def test_one_rate_for_all_heads_or_the_same_for_each_is_the_same_arm(run, bench):
     spec = HeadSpec(offsets=(2, 3))
     one, each = (arms.trained_arm(run, bench, spec, Training(rate, 512)) for rate in (1e-3, (1e-3, 1e-3)))
@@ -165,11 +232,7 @@ def test_cka_is_one_for_a_rotation_and_zero_for_independent_states_however_wide(
     assert abs(np.mean(found)) < 5 * np.std(found) / 40**0.5 + 1e-3  # the biased estimator is at .77 here
 
 
-def test_an_untrained_backbone_and_noise_are_other_features(backbone):
+def test_an_untrained_backbone_is_another_one_and_always_the_same(backbone):
     other = layers.untrained(backbone)
     assert other.fingerprint != backbone.fingerprint and other.name == "untrained/ladder/w16"
     assert layers.untrained(backbone).fingerprint == other.fingerprint
-    tokens = torch.arange(1, 25).view(2, 12)
-    noise, real = layers.NoiseFeatures(backbone, tokens, (0, 6)), FrozenFeatures(backbone, tokens, (0, 6))
-    assert noise.fingerprint != real.fingerprint and noise.states.shape == real.states.shape
-    assert abs(np.corrcoef(noise.states[1].ravel(), real.states[1].ravel())[0, 1]) < 0.3

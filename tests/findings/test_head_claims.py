@@ -39,6 +39,17 @@ def test_c3a_is_what_the_data_say(shift, verdict):
     assert head_claims.c3a(effects, "ladder/w256", "residual", (0, 1, 2)).verdict == verdict
 
 
+def test_heads_that_counting_is_ahead_of_decide_nothing():
+    known = {"corpus": ["code", "prose"], "heads": [4.0, 5.2], "unigram": [6.0, 6.0], "skip_bigram": [5.0, 5.3]}
+    behind = head_claims.behind_counting(pd.DataFrame(known | {"skip_trigram": [4.5, 5.1]}))
+    assert behind == ["prose"] and head_claims.behind_counting(pd.DataFrame(known | {"skip_trigram": [4.5, 5.3]})) == []
+    effects = head_claims.c3a_effects(scores(0.2))
+    found = [head_claims.c3a(effects, "b", "block", (0, 1, 2), x) for x in ([], behind)]
+    assert [v.verdict for v in found] == ["reproduced", "inconclusive"] and "counting in prose" in found[1].text
+    both = head_claims.c3b_effects(scores(0.3), {"mtp": scores(0.1, stream=1), "offset2": scores(0.0, seeds=(0,), stream=3)})
+    assert [head_claims.c3b(both, "b", "block", (0, 1, 2), x).verdict for x in ([], behind)] == ["reproduced", "inconclusive"]
+
+
 def test_the_spread_between_seeds_widens_the_interval_and_its_sign_counts():
     narrow, wide = (head_claims.c3a_effects(scores(0.1, spread=s)).iloc[0] for s in (0.0, 0.3))
     assert wide.ci_high - wide.ci_low > 3 * (narrow.ci_high - narrow.ci_low)

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import CONFIGS, VOCAB, perturbed, tiny_backbone
 
 from mtp_utils.backbones.anatomy import final_norm, unembed
 from mtp_utils.heads.heads import Heads, load_heads
-from mtp_utils.heads.spec import HeadSpec
+from mtp_utils.heads.spec import HeadSpec, spread
 
 NAMES = ("gpt_neox", "llama", "gpt2", "opt", "gemma3", "qwen3")
 
@@ -43,6 +44,14 @@ def test_a_residual_or_linear_head_starts_as_the_lm_head(name, layers):
             states, logits = states_of(b, heads.layers)
             for k, h in heads(states).items():
                 assert (heads.log_probs(k, h) - logits.log_softmax(-1)).abs().max() < 1e-5
+
+
+def test_of_a_deep_model_a_mix_reads_some_layers_evenly_spread_and_of_another_all():
+    assert spread(2) == (0, 1, 2) and spread(6) == tuple(range(7)) and spread(30) == (0, 5, 10, 15, 20, 25, 30)
+    for n in range(1, 40):
+        found = spread(n)
+        assert (found[0], found[-1]) == (0, n) and len(set(found)) == min(n + 1, 7)
+        assert max(np.diff(found)) - min(np.diff(found)) <= 1
 
 
 def test_a_head_with_an_unembedding_of_its_own_starts_as_the_unigram_of_its_text():

@@ -57,6 +57,19 @@ def test_states_beyond_float16_are_kept_as_float32():
     assert f.states.dtype == np.float32 and np.isfinite(f.states).all() and np.abs(f.states).max() > 65504
 
 
+def test_bfloat16_changes_states_and_heads_by_its_rounding_and_states_are_others():
+    plain = frozen()
+    rounded = FrozenFeatures(plain.backbone, plain.tokens, plain.layers, 3, bf16=True)
+    assert rounded.fingerprint != plain.fingerprint and rounded.batch(slice(0, 4), (2,)).dtype == torch.float32
+    error = np.abs(rounded.states.astype(float) - plain.states).max() / np.abs(plain.states).max()
+    assert 1e-4 < error < 0.03
+    spec, how = HeadSpec("block", unembedding="own", offsets=TWO), {"rate": 1e-3, "tokens": 48, "epochs": 1}
+    found = [trained_heads(plain, plain, spec, Training(bf16=bf16, **how)) for bf16 in (False, True)]
+    assert all(x.dtype == np.float32 for name, x in found[1].items() if name.startswith("heads."))
+    gap = np.abs(found[0]["validation"] - found[1]["validation"])
+    assert gap[0].max() == 0 and 0 < gap[-1].max() < 0.02  # validated in float32
+
+
 @pytest.mark.filterwarnings("ignore:FalconForCausalLM cannot be packed")
 @pytest.mark.parametrize("name", ["gpt_neox", "llama", "gpt2", "opt", "gemma3", "falcon_alibi"])
 def test_the_state_of_a_path_is_that_of_the_whole_sequence(name):
