@@ -43,6 +43,10 @@ CONVERGED = (
     "on validation decide nothing. At 262,144 positions those that had decided (C3a on w256: +1.72 / +1.44 / +0.78 nats in "
     "translation / code / prose) hardly beat a skip-trigram: steps were what was missing",
 )
+EVERYWHERE = (
+    "2026-11-28",
+    "heads are held against heads at all eligible positions of the test windows; until then at one position of each document",
+)
 COUNTING = "heads that are ahead of unigram, skip-bigram and skip-trigram on validation in every corpus, else it is inconclusive"
 CONTRASTS = {
     "C1": Contrast(
@@ -99,7 +103,7 @@ CONTRASTS = {
         "cross-entropy [nats]",
         f"both (the less certain one decides), with the same sign in every training seed of the heads; {COUNTING}",
         "2026-11-25",
-        changes=(BUDGET, CONVERGED),
+        changes=(BUDGET, CONVERGED, EVERYWHERE),
     ),
     "C4": Contrast(
         "joint heads ahead of frozen ones at equal tokens, ahead of frozen ones at equal seconds, and behind the base "

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from . import head_measures, metrics, stored
+from ..text import blocks as blocks_module
+from . import head_measures, metrics, scoring, stored
 from .arms import Arm, Bench
 from .head_measures import SCORES
 from .ngrams import PREDICTORS
@@ -38,6 +39,23 @@ def scored(run, bench: Bench, arms: list[Arm], base=None) -> pd.DataFrame:
             names = {"backbone": bench.backbone.name, "predictor": "head", **arm.columns, "arm": arm.kind}
             frames += [_beside(table[k], found.values, k).assign(**names) for k in arm.spec.offsets]
     return pd.concat(frames, ignore_index=True)
+
+
+def everywhere(run, bench: Bench, arms: list[Arm]) -> pd.DataFrame:
+    """log_prob of the data's own tokens at *all* eligible positions of the test windows: head against head needs no marginal.
+    Columns corpus, document, position, offset, label_source, log_prob, cross_entropy, and those of the arm."""
+    frames = []
+    for blocks, states in bench.test.values():
+        wide = blocks_module.everywhere(blocks, bench.backbone.tokenizer)
+        keys = scoring.positions_of(wide)
+        for arm in arms:
+            stem = f"04_everywhere_{stem_of(bench.backbone, blocks)}_{arm.name}"
+            given = {"features": states, "blocks": wide, "heads": arm.arrays, "spec": arm.spec}
+            found = run.measure_arrays(stem, head_measures.data_arrays, **given)
+            names = {"backbone": bench.backbone.name, "label_source": "data", **arm.columns, "arm": arm.kind}
+            frames += [keys.assign(offset=k, log_prob=found.values[f"log_prob.{k}"], **names) for k in arm.spec.offsets]
+    table = pd.concat(frames, ignore_index=True)
+    return table.assign(cross_entropy=-table["log_prob"])
 
 
 def counted(run, base, test: dict, offsets: tuple[int, ...] = (2,)) -> pd.DataFrame:

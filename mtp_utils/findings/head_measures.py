@@ -13,6 +13,7 @@ from ..heads.heads import Heads
 from ..heads.spec import HeadSpec
 from ..heads.training import heads_from
 from ..text import blocks as blocks_module
+from ..text import offsets
 from . import metrics, ngrams, scoring
 from .scoring import Labels
 
@@ -46,7 +47,7 @@ def gap_arrays(features: FrozenFeatures, blocks, labels: Labels, marginals: dict
 
 
 @torch.no_grad()
-def lens_table(backbone, blocks, labels: Labels, offsets: tuple[int, ...], bf16: bool = False) -> pd.DataFrame:
+def lens_table(backbone, blocks, labels: Labels, at: tuple[int, ...], bf16: bool = False) -> pd.DataFrame:
     """The logit lens of every layer (its state through the final norm, which the last has been through, and the LM head) scored
     on data labels at each offset: as scoring.score, with `layer`, `readout` and cross_entropy. Nothing is trained."""
     frames, model, n = [], backbone.model, backbone.model.config.get_text_config().num_hidden_layers
@@ -62,7 +63,7 @@ def lens_table(backbone, blocks, labels: Labels, offsets: tuple[int, ...], bf16:
     data = labels.table[labels.table.label_source == "data"]
     for layer, lens in enumerate(lenses):
         log_q = lens.log_probs(1, lens(torch.cat(found[layer])[None, :, None])[1])[0].cpu()
-        scored = [scoring.score(log_q, data, k, backbone.name, "lens", "lens") for k in offsets]
+        scored = [scoring.score(log_q, data, k, backbone.name, "lens", "lens") for k in at]
         frames.append(pd.concat(scored).assign(layer=layer, readout="lens"))
     table = pd.concat(frames, ignore_index=True)
     return table.assign(cross_entropy=-table["log_prob"])
@@ -104,6 +105,20 @@ def head_log_probs(heads: Heads, features: FrozenFeatures, scored: torch.Tensor)
         for k, h in heads(states).items():
             found[k].append(heads.log_probs(k, h[here]).cpu())
     return {k: torch.cat(parts) for k, parts in found.items()}
+
+
+@torch.no_grad()
+def data_arrays(features: FrozenFeatures, blocks, heads: Arrays, spec: HeadSpec) -> dict[str, np.ndarray]:
+    """`log_prob.k` (positions,) [nats] of the data's own token at each offset k, at every scored position of the blocks."""
+    model, found = heads_from(heads, features.backbone, spec), {k: [] for k in spec.offsets}
+    for start in range(0, len(blocks.tokens), BLOCKS):
+        part = slice(start, start + BLOCKS)
+        here = blocks.scored[part]
+        for k, h in model(features.batch(part, model.layers)).items():
+            label = offsets.labels_of(blocks.tokens[part], here, k).to(h.device)
+            log_q = model.log_probs(k, h[here.to(h.device)]).gather(1, label[:, None])
+            found[k].append(log_q[:, 0].double().cpu().numpy())
+    return {f"log_prob.{k}": np.concatenate(parts) for k, parts in found.items()}
 
 
 def unembedding_floor(log_m: torch.Tensor, weight: torch.Tensor, bias=None, steps: int = 200) -> torch.Tensor:

@@ -36,7 +36,7 @@ def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], judge: Backbon
     scores = [scored_by_layer(run, bench, probes, "probe", judge)]
     for blocks, _ in bench.test.values():
         stem = f"03_lens_{stored.stem_of(bench.backbone, blocks)}_{judge.name.replace('/', '-')}"
-        given = {"backbone": bench.backbone, "blocks": blocks, "labels": stored.labels(run, judge, blocks), "offsets": offsets}
+        given = {"backbone": bench.backbone, "blocks": blocks, "labels": stored.labels(run, judge, blocks), "at": offsets}
         scores.append(run.measure(stem, head_measures.lens_table, **given, bf16=bench.train.bf16))
     return Reading(probes, pd.concat(scores, ignore_index=True).assign(backbone=name or bench.backbone.name))
 

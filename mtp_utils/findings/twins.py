@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..backbones.load import Backbone
-from . import arms, frozen_heads, gaps, head_measures, layer_readings, layers, metrics, stored
+from . import arms, frozen_heads, gaps, head_claims, head_measures, layer_readings, layers, stored
 from .frozen_heads import Decided
 
 
@@ -28,45 +28,41 @@ def of(run, ntp: Decided, mtp: Backbone, offset2: Backbone, test: dict) -> Twins
     return Twins(ntp, frozen_heads.as_far(run, mtp, test, ntp), offset2)
 
 
-def dedicated(run, twins: Twins, test: dict) -> pd.DataFrame:
+def dedicated(run, twins: Twins, test: dict, score=gaps.everywhere, **judge) -> pd.DataFrame:
     """Scores of the model trained on offset 2 alone."""
     bench = arms.bench_of(run, twins.offset2, test, tokens=1, layers=arms.depth_of(twins.offset2)[-1:])
     itself = arms.untrained_arm(run, bench, layers.lens(bench.train.layers[-1], (2,)))
-    return gaps.scored(run, bench, [itself], twins.judge)
+    return score(run, bench, [itself], **judge)
 
 
-def controls(run, twins: Twins, test: dict) -> dict[str, pd.DataFrame]:
-    """C3b's two controls: scores with every seed of the profile."""
-    return {
-        "heads on the MTP twin": gaps.scored(run, twins.mtp.bench, twins.mtp.seeded(run), twins.judge),
-        "trained on offset 2 alone": dedicated(run, twins, test),
-    }
+def effects(run, twins: Twins, test: dict) -> pd.DataFrame:
+    """C3b's two contrasts, with every seed of the profile, at all eligible positions: heads are held against heads."""
+    ours, theirs = (gaps.everywhere(run, one.bench, one.seeded(run)) for one in (twins.ntp, twins.mtp))
+    controls = {"heads on the MTP twin": theirs, "trained on offset 2 alone": dedicated(run, twins, test)}
+    return head_claims.c3b_effects(ours, controls)
 
 
 def behind_by_budget(run, twins: Twins) -> pd.DataFrame:
     """By corpus and budget the cross-entropy at offset 2 of heads on the NTP backbone minus that of heads on the MTP twin on as
-    many positions, paired, nats: a curve and no number."""
+    many positions, nats, at all eligible positions: a curve and no number."""
     rows = []
     for ours, theirs in zip(twins.ntp.by_budget, twins.mtp.by_budget, strict=True):
-        scores = [gaps.scored(run, one.bench, [arm], twins.judge) for one, arm in ((twins.ntp, ours), (twins.mtp, theirs))]
-        ours_on, theirs_on = (x[x.label_source == "data"] for x in scores)
-        for corpus, part in theirs_on.groupby("corpus", sort=False):
-            found = metrics.paired(part, ours_on[ours_on.corpus == corpus], "log_prob")
-            rows.append({"corpus": corpus, "positions": ours.training.tokens} | found)
-    return pd.DataFrame(rows)
+        scores = [gaps.everywhere(run, one.bench, [arm]) for one, arm in ((twins.ntp, ours), (twins.mtp, theirs))]
+        found = head_claims.c3b_effects(scores[0], {"heads on the MTP twin": scores[1]})
+        rows.append(found.assign(positions=ours.training.tokens))
+    return pd.concat(rows, ignore_index=True)
 
 
-def decomposition(frozen: pd.DataFrame, alone: pd.DataFrame) -> pd.DataFrame:
+def decomposition(run, twins: Twins, test: dict) -> pd.DataFrame:
     """By corpus the frozen heads' gap to the marginal in two parts, nats at offset 2: to a model of the same size trained on
     offset 2 alone, and from that to the marginal. The second part is the price of one pass, and no specialisation."""
-    found = {}
-    for name, table in (("frozen heads", frozen), ("trained on offset 2 alone", alone)):
-        found[name] = -table[table.label_source == "data"].groupby("corpus", sort=False)["log_prob"].mean()
-    data = alone[alone.label_source == "data"]
-    found["marginal"] = -data.groupby("corpus", sort=False)["marginal_log_prob"].mean()
-    table = pd.DataFrame(found)
-    table["heads behind it"] = table["frozen heads"] - table["trained on offset 2 alone"]
-    return table.assign(**{"it behind the marginal": table["trained on offset 2 alone"] - table["marginal"]})
+    frozen = gaps.scored(run, twins.ntp.bench, twins.ntp.seeded(run))
+    alone = dedicated(run, twins, test, gaps.scored, base=twins.judge)
+    means = [x[x.label_source == "data"].groupby("corpus", sort=False) for x in (frozen, alone)]
+    table = pd.DataFrame({"frozen heads": -means[0]["log_prob"].mean(), "one pass for offset 2": -means[1]["log_prob"].mean()})
+    table["marginal"] = -means[1]["marginal_log_prob"].mean()
+    table["heads - one pass"] = table["frozen heads"] - table["one pass for offset 2"]
+    return table.assign(**{"one pass - marginal": table["one pass for offset 2"] - table["marginal"]})
 
 
 def beside(run, twins: Twins, test: dict) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -186,13 +186,31 @@ def _window(document, tokenizer, plain: bool, horizon: int, n_positions: int, rn
     if document.rate is None and len(ids) > CONTEXT:  # a long file: anywhere in it, as in the training stream
         first = int(rng.integers(len(ids) - CONTEXT + 1))
     ids, starts = (x[first : first + CONTEXT - len(front)] for x in (ids, starts))
-    ids, inside = [*front, *ids], np.zeros(len(front) + len(ids), dtype=bool)
-    for a, b in document.spans:
-        inside[len(front) :] |= [a <= s < b for s in starts]
-    eligible = [t for t in range(MIN_CONTEXT - 1, len(ids) - horizon) if inside[t + 1 : t + 1 + horizon].all()]
+    eligible = _eligible(document, len(front), starts, horizon)
     if len(eligible) < n_positions:
         return None
-    return document, ids, sorted(rng.choice(eligible, n_positions, replace=False).tolist())
+    return document, [*front, *ids], sorted(rng.choice(eligible, n_positions, replace=False).tolist())
+
+
+def _eligible(document, front: int, starts: list[int], horizon: int) -> list[int]:
+    """Positions of a window that may be scored; starts: of its tokens in the text, behind `front` tokens that are none of it."""
+    inside = np.zeros(front + len(starts), dtype=bool)
+    for a, b in document.spans:
+        inside[front:] |= [a <= s < b for s in starts]
+    return [t for t in range(MIN_CONTEXT - 1, len(inside) - horizon) if inside[t + 1 : t + 1 + horizon].all()]
+
+
+def everywhere(blocks: Blocks, tokenizer) -> Blocks:
+    """The same windows with all eligible positions scored, not a few drawn ones: for what needs no marginal."""
+    known = {d.id: d for d in corpora.documents(blocks.corpus, blocks.split)}
+    front, plain, scored = len(front_of(tokenizer)), _plain(blocks.corpus, tokenizer), torch.zeros_like(blocks.scored)
+    for row, name in enumerate(blocks.documents):
+        ids, starts = encode_with_starts(tokenizer, known[name].text, plain)
+        here = blocks.tokens[row, blocks.mask[row]].tolist()[front:]
+        first = next(i for i in range(len(ids)) if ids[i : i + len(here)] == here)
+        scored[row, _eligible(known[name], front, starts[first : first + len(here)], blocks.horizon)] = True
+    digest = hashlib.sha256(blocks.fingerprint.encode() + scored.numpy().tobytes()).hexdigest()
+    return replace(blocks, scored=scored, fingerprint=digest)
 
 
 def _pack(chosen: list, tokenizer) -> dict[str, np.ndarray]:

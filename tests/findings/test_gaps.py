@@ -168,6 +168,24 @@ def test_counting_is_scored_on_the_positions_of_the_heads(run, bench, text, back
         assert np.allclose(rows["excess_ce"] + rows["log_prob"], heads["marginal_log_prob"])
 
 
+def test_everywhere_is_all_eligible_positions_and_agrees_with_the_scored_ones(run, bench, text, backbone):
+    wide = blocks.everywhere(text, backbone.tokenizer)
+    assert (wide.scored & text.scored).sum() == text.scored.sum() and wide.fingerprint != text.fingerprint
+    by_hand = [sum(31 <= t < n - 4 for t in range(256)) for n in text.mask.sum(1).tolist()]  # of prose all may be scored
+    assert wide.scored.sum(1).tolist() == by_hand
+    arm = arms.untrained_arm(run, bench, layers.lens(6, (2,)))
+    found, few = gaps.everywhere(run, bench, [arm]), gaps.scored(run, bench, [arm])
+    both = found.merge(few[few.label_source == "data"], on=["document", "position"], validate="one_to_one")
+    assert len(found) == sum(by_hand) and len(both) == int(text.scored.sum())
+    assert np.abs(both["log_prob_x"] - both["log_prob_y"]).max() < 1e-5
+
+
+def test_of_a_translation_all_german_labels_are_eligible_and_no_english_one(backbone):
+    few = blocks.evaluation_blocks("translation", "test", backbone.tokenizer, n_documents=5, positions_per_document=2, horizon=4)
+    wide = blocks.everywhere(few, backbone.tokenizer)
+    assert (wide.scored & few.scored).sum() == 10 and 10 < wide.scored.sum() < few.mask.sum() / 2
+
+
 def test_on_validation_heads_and_counting_are_asked_for_the_same_tokens(run, bench, backbone, monkeypatch):
     arm = arms.untrained_arm(run, bench, layers.lens(6, (2,)))
     counted = {"tokenizer": scoring.Tokenizer(backbone.tokenizer), "split": "heads"}
