@@ -164,7 +164,8 @@ def by_tokens(
 def _short(n: float) -> str:
     """A number of positions or operations: 66k, 2.1M, 3.5T."""
     unit, least = next(((u, x) for u, x in (("T", 1e12), ("G", 1e9), ("M", 1e6)) if n >= x), ("k", 1e3))
-    return f"{n / least:.0f}k" if unit == "k" else f"{n / least:.2g}{unit}"
+    whole = unit == "k" or n >= 100 * least
+    return f"{n / least:.0f}{unit}" if whole else f"{n / least:.2g}{unit}"
 
 
 def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: str) -> Figure:
