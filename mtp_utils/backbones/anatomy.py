@@ -184,7 +184,7 @@ def last_only(model: PreTrainedModel) -> dict[str, int]:
 
 
 def padding_counted(model: PreTrainedModel) -> int | None:
-    """The padding token of a model that counts positions from its number on and leaves that token out (RoBERTa's kin), else None."""
+    """The padding token where a model counts positions from its number on and leaves it out (RoBERTa's kin), else None."""
     if not any(kind in model.config.model_type for kind in BEHIND_PADDING):
         return None
     return next((m.padding_idx for m in model.modules() if hasattr(m, "position_embeddings") and hasattr(m, "padding_idx")), None)

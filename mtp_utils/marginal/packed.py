@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from ..backbones.anatomy import padding_counted, unembed, unembeds
+from ..backbones.anatomy import unembed, unembeds
 from ..backbones.wrapped import decoder
 from .attention import NAME, Plan, serving
 from .places import Places

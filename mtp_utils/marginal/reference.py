@@ -72,15 +72,14 @@ def engine_for(model, longest):
         return seen[key, longest][1]
 
     answer, reasons, conclusive = Reference, [], True
-    for engine in (Packed, Expanded, OneByOne):
+    for engine, said in ((Packed, ""), (Expanded, "; nor is its cache of use: "), (OneByOne, "; nor one by one: ")):
         reason, sure = checked(model, engine, max(1, total - 2), lengths, wide if engine is Packed else None)
         conclusive &= sure
         if reason is None:
             answer = engine
             break
-        if reason not in reasons:
-            reasons.append(reason)
-    answer = answer, "; nor is its cache of use: ".join(reasons[:2]) + "".join(f"; nor one by one: {x}" for x in reasons[2:]) or None
+        reasons.append("" if any(reason in x for x in reasons[1:]) else said + reason)
+    answer = answer, "".join(reasons) or None
     if conclusive:
         known[key, longest] = answer
     return answer
