@@ -16,7 +16,7 @@ def own_cache(model):
     """Why the model's own cache is of no use: it has none, or its own steps with it, a token at a time as in generation, say
     something else than its own pass over the whole text does; "right" where they do not."""
     parameters = inspect.signature(model.forward).parameters
-    name = next((name for name in (*NAMES, "past_buckets_states") if name in parameters), None)
+    name = next((name for name in NAMES if name in parameters), None)
     if name is None:
         return "has no cache"
     ids = torch.randint(3, model.get_input_embeddings().num_embeddings, (1, 14), generator=torch.Generator().manual_seed(1))

@@ -20,7 +20,7 @@ CACHE_BYTES = 256 * 2**20  # of the candidates of one pass; and of the caches th
 LOGIT_BYTES = 104 * 2**20  # of one pass
 PASS = 512  # candidates of one pass, at most
 STEPS = 16  # tokens that a cache is led on one by one; further ones are read together with the prefix, anew
-NAMES = ("past_key_values", "cache_params", "state")  # what models call their cache
+NAMES = ("past_key_values", "cache_params", "state", "past_buckets_states")  # what models call their cache
 
 
 class Expanded:
