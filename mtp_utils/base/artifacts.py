@@ -18,7 +18,9 @@ CLAIMS = {
     "C2 (data)": "the ability depends on the data",
     "C3a": "heads on a frozen backbone fall short of the marginal",
     "C3b": "they fall short because the hidden layers specialise for the next token",
-    "C4": "joint training helps, and a gap to the marginal remains",
+    "C4a": "joint training helps: its heads are ahead of frozen ones that saw as many tokens",
+    "C4b": "joint training helps: its heads are ahead of frozen ones that took as many operations",
+    "C4c": "after joint training a gap to the marginal remains",
 }
 CHANGES = {  # what would change a verdict
     "C1": "a counting control that is stronger still, or more documents: notebook 01 says which effects these would have shown.",
@@ -27,7 +29,9 @@ CHANGES = {  # what would change a verdict
     "C3a": "heads with far more training (notebook 04 draws the gap against it), or of a kind that is not in the grid.",
     "C3b": "a second pre-training run of each twin, whose spread is not in the interval, or heads deep enough to undo what "
     "layers specialise in.",
-    "C4": "longer joint training, or a larger backbone (notebook 05 draws the gap against the budget).",
+    "C4a": "longer training of both, or a larger backbone (notebook 05 draws both against the budget).",
+    "C4b": "a larger backbone, or many more heads: what a backward pass through the backbone costs beside theirs differs there.",
+    "C4c": "longer joint training, or a larger backbone (notebook 05 says what the last doubling closed).",
 }
 VERDICT_COLUMNS = ("claim", "contrast", "effect", "ci_low", "ci_high", "seeds", "n", "verdict", "text")
 UNTESTED = "not tested"  # the verdict on a claim that could not be judged; `text` says why

@@ -29,15 +29,16 @@ REAL_KINDS += (("block", "mix", "shared"), ("block", "last", "own"))
 class Profile:
     """How much one run measures.
 
-    `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is
-    the largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens; `joint` is the backbone that is
+    `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is the
+    largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens; `joint` is the backbone that is
     trained together with heads. `head_tokens` are the positions heads and probes are trained on, `trial_tokens` those of one
     trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over `text_tokens`,
-    with the seeds `head_seeds`; `deciding_tokens` those of joint training. `bf16_states`: the states that heads read are made
-    under bfloat16 autocast where that is fast. `grid` are the kinds of heads (trunk, features, unembedding) and `grid_offsets`
-    their offsets, the best kind has all; decoding writes `new_tokens` after each prompt, and the clock is held to
-    `timed_prompts` of a corpus; `timeout_s` limits one notebook cell, in seconds; `control_split` is what the counting controls
-    count; `people`: translations by people are among the texts, fetched as data.
+    with the seeds `head_seeds`; joint training, and the frozen heads beside it, on `joint_tokens` at most and on halves of
+    that, the least budget first with so many trials of rates each as `joint_trials` says, and the seeds `joint_seeds`.
+    `bf16_states`: the states that heads read are made under bfloat16 autocast where that is fast. `grid` are the kinds of heads
+    (trunk, features, unembedding) and `grid_offsets` their offsets, the best kind has all; decoding writes `new_tokens` after
+    each prompt, and the clock is held to `timed_prompts` of a corpus; `timeout_s` limits one notebook cell, in seconds;
+    `control_split` is what the counting controls count; `people`: translations by people are among the texts, fetched as data.
     """
 
     name: str
@@ -51,7 +52,9 @@ class Profile:
     positions_per_document: int = 1
     horizon: int = 4
     head_tokens: int = 65_536
-    deciding_tokens: int = 262_144
+    joint_tokens: int = 786_432
+    joint_trials: tuple[int, ...] = (5, 3, 3)
+    joint_seeds: tuple[int, ...] = (0, 1, 2)
     most_tokens: int = 2_097_152
     text_tokens: int = 524_288
     bf16_states: bool = False
@@ -86,19 +89,23 @@ class Profile:
 # tokenizer. Qwen3 has no revisions with names: the first run writes the commits down and later ones hold to them.
 PYTHIA = tuple(f"EleutherAI/pythia-{s}@step143000" for s in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"))
 QWEN3 = tuple(f"Qwen/Qwen3-{s}-Base" for s in ("0.6B", "1.7B", "4B", "8B"))
-FEW = {"head_tokens": 4096, "deciding_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
-FEW |= {"most_tokens": 4096, "text_tokens": 4096}
+FEW = {"head_tokens": 4096, "joint_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
+FEW |= {"most_tokens": 4096, "text_tokens": 4096, "joint_trials": (2, 1, 1), "joint_seeds": (0,)}
 FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
 FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
 REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
+REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,)}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
 # of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,
 # and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads that decide see up to two
 # million positions in four epochs over half a million tokens: steps were what was missing, not text, and 4.2 million would take
-# the notebook past its share of the 45 minutes. Joint training on the third rung, which sees the more tokens a parameter.
+# the notebook past its share of the 45 minutes. Joint training on the third rung, which sees the more tokens a parameter:
+# a position costs it about five times what a frozen head costs.
 # The real model's heads: a position costs a 49k-way softmax (about 1,500 positions a second on two cores), so the deciding kind
 # sees 262,144 of them with each of three seeds, and states are made in bfloat16 autocast (the next token's loss moves by .0002).
+# Joint training of it takes half a billion multiply-adds a position, and every trained copy a pass over all test text: three
+# budgets up to 65,536 positions with one seed, exploratory.
 PROFILES = {
     p.name: p
     for p in (

@@ -46,7 +46,8 @@ def measured(
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Stored numpy arrays by name; the fingerprint is the sha256 of their file, seconds what making them took."""
+    """Stored numpy arrays by name; the fingerprint is the sha256 of their file, seconds what making them took, the parts that
+    were stopped among them (`resumed`)."""
 
     values: dict
     fingerprint: str
@@ -66,11 +67,20 @@ def measured_arrays(
     return _stored(path, read_arrays, write_arrays, function, provenance, arguments)
 
 
+_EARLIER: list[float] = []  # seconds that stopped parts of what is being measured had taken
+
+
+def resumed(seconds: float) -> None:
+    """Told by a function under measurement that goes on where an earlier part stopped, after so many seconds."""
+    _EARLIER.append(seconds)
+
+
 def _stored(path: Path, read: Callable, write: Callable, function: Callable, provenance, arguments):
     key = measurement_key(function, arguments)
     stored = read(path, key)
     if ranks.first_says(stored is not None):  # the others may look while the first one writes
         return stored if stored is not None else _whole(read(path, key), path)
+    _EARLIER.clear()
     started = time.monotonic()
     result = function(**arguments)
     record = {
@@ -78,7 +88,7 @@ def _stored(path: Path, read: Callable, write: Callable, function: Callable, pro
         "key": key,
         "function": function.__qualname__,
         "arguments": fingerprint(arguments),
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(time.monotonic() - started + sum(_EARLIER), 3),
         "provenance": provenance or {},
     }
     if ranks.first():

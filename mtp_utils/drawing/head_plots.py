@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from .style import LABEL, MARKERS, NAMES, STYLE, errors, legend_beside, line, log_params, new_axes, titled
 
+BUDGET = {"train_tokens": "positions the heads were trained on", "operations": "multiply-adds of training"}
 OFFSETS = {1: "ntp", 2: "offset2", 3: "offset3", 4: "offset4"}
 
 
@@ -138,21 +139,26 @@ def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figur
     return figure
 
 
-def by_tokens(summary: pd.DataFrame, metric: str, title: str, ylabel: str, controls: pd.DataFrame | None = None) -> Figure:
-    """A gap against the positions heads were trained on, a panel a corpus, a line an arm (`name`, in STYLE); controls: as in
-    _counting."""
+def by_tokens(
+    summary: pd.DataFrame, metric: str, title: str, ylabel: str, controls: pd.DataFrame | None = None, x: str = "train_tokens"
+) -> Figure:
+    """A gap against the positions heads were trained on (or, with x="operations", against multiply-adds), a panel a corpus, a
+    line an arm (`name`, in STYLE); controls: as in _counting."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     figure, axes = new_axes(len(corpora), width=3.6, height=3.2, sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
         for name in dict.fromkeys(summary["name"]):
             rows = summary[(summary.corpus == corpus) & (summary.name == name) & (summary.metric == metric)]
-            line(ax, rows.sort_values("train_tokens")["train_tokens"], rows.sort_values("train_tokens"), name)
+            line(ax, rows.sort_values(x)[x], rows.sort_values(x), name)
         ax.axhline(0, color="black", linewidth=0.9)
         _counting(ax, controls, corpus, metric)
-        ax.set_xscale("log", base=2)
-        ticks = sorted(set(summary["train_tokens"]))
-        ax.set_xticks(ticks, [f"{t / 1e6:.2g}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
-        ax.set(title=corpus, xlabel="positions the heads were trained on", ylabel=ylabel if ax is axes[0] else "")
+        if x == "train_tokens":
+            ax.set_xscale("log", base=2)
+            ticks = sorted(set(summary[x]))
+            ax.set_xticks(ticks, [f"{t / 1e6:.2g}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
+        else:
+            ax.set_xscale("log")
+        ax.set(title=corpus, xlabel=BUDGET[x], ylabel=ylabel if ax is axes[0] else "")
     legend_beside(axes[-1])
     titled(figure, title)
     return figure

@@ -187,6 +187,14 @@ def budgets(summary: pd.DataFrame, backbone: str) -> str:
     return f"On {count(most)} tokens joint and frozen heads lie above the marginal by: {found} nats\n{backbone}, offset 2"
 
 
+def by_operations(summary: pd.DataFrame, backbone: str) -> str:
+    """05: the gap of joint heads and of the frozen ones that took as many operations."""
+    rows = summary[summary.metric == "excess_ce"]
+    last = rows[rows.operations == rows.groupby("name")["operations"].transform("max")]
+    found = beside(last, "name", ("joint", "frozen"), " and ")
+    return f"In as many operations joint and frozen heads come within: {found} nats of the marginal\n{backbone}, offset 2"
+
+
 def shares(table: pd.DataFrame, way: str, backbone: str) -> str:
     """05: what one way of joint training closes of the frozen heads' gap."""
     found = single(table[table.arm == way])
@@ -197,14 +205,6 @@ def cost(table: pd.DataFrame, ways: tuple[str, str], backbone: str) -> str:
     """05: what two ways of joint training add to the next token's loss."""
     found, other = (single(table[table.arm == way], "ntp") for way in ways)
     return f"The next token's loss grows by: {found} nats ({ways[0]}); {other} ({ways[1]})\n{backbone}: offset 2 against it"
-
-
-def trained_layers(summary: pd.DataFrame, backbone: str) -> str:
-    """05: offset 2 read from the last layer before and after joint training."""
-    rows = summary[summary.layer == summary["layer"].max()]
-    kinds = list(dict.fromkeys(rows["kind"]))
-    found = beside(rows, "kind", kinds, " and ")
-    return f"Two tokens ahead from the last layer, before and after joint training: {found} nats\n{backbone}, by a probe"
 
 
 def acceptance(summary: pd.DataFrame, backbone: str) -> str:

@@ -14,7 +14,7 @@ from . import metrics
 ALPHA = 0.05
 OFFSET = 2
 LABELS = "data"
-DOUBLING = 0.10  # C4: a last doubling of the tokens that closes more of the gap than this leaves it open whether one remains
+DOUBLING = 0.10  # C4c: a last doubling of the tokens that closes more of the gap than this leaves it open whether one remains
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,23 @@ EVERYWHERE = (
     "heads are held against heads at all eligible positions of the test windows; until then at one position of each document",
 )
 COUNTING = "heads that are ahead of unigram, skip-bigram and skip-trigram on validation in every corpus, else it is inconclusive"
+C4_HISTORY = (  # of the one claim C4, which C4a, C4b and C4c were
+    (
+        "2026-11-26",
+        "the frozen heads that joint training is held against at equal seconds see 16 times the smallest budget, with the making "
+        "of their states about the joint run's seconds and no fewer; 4, 12 and 20 times had been tried",
+    ),
+    (
+        "2026-11-28",
+        "C4 was one claim: joint heads ahead of frozen ones at equal tokens, ahead at equal seconds, and behind the base model's "
+        "marginal, all three. It is three now, as its one verdict (inconclusive; at equal tokens joint heads were ahead by "
+        "0.27 / 0.06 / 0.10 nats in translation / code / prose) hid three answers; and counted operations decide in place of "
+        "seconds, which are one machine's. The frozen heads of the second part had seen 16, 12, 20 and again 16 times the least, "
+        "two of the changes after a verdict was known, with 1.7 times the joint run's operations in the end. Both sides train in "
+        "batches and epochs now, and heads that are not ahead of counting on validation decide nothing",
+    ),
+    EVERYWHERE,
+)
 CONTRASTS = {
     "C1": Contrast(
         "the marginal's top-1 minus each control's (unigram, skip-bigram, skip-trigram, cache n-gram model), and each control's "
@@ -105,20 +122,29 @@ CONTRASTS = {
         "2026-11-25",
         changes=(BUDGET, CONVERGED, EVERYWHERE),
     ),
-    "C4": Contrast(
-        "joint heads ahead of frozen ones at equal tokens, ahead of frozen ones at equal seconds, and behind the base "
-        "model's marginal",
+    "C4a": Contrast(
+        "cross-entropy of frozen heads minus that of heads trained together with their backbone, on as many positions",
         "cross-entropy [nats]",
-        "all three (the least certain one decides), with the same sign in every training seed; the gap remains *at this "
-        f"budget* unless the last doubling of the tokens closed less than {DOUBLING:.0%} of it",
+        f"the same sign in every training seed; both rates of joint training and the frozen heads' settled at that budget, in as "
+        f"many trials; {COUNTING}",
         "2026-11-26",
-        changes=(
-            (
-                "2026-11-26",
-                "the frozen heads that joint training is held against at equal seconds see 16 times the smallest budget, "
-                "with the making of their states about the joint run's seconds and no fewer; 4, 12 and 20 times had been tried",
-            ),
-        ),
+        changes=C4_HISTORY,
+    ),
+    "C4b": Contrast(
+        "cross-entropy of frozen heads minus that of heads trained together with their backbone, in as many operations: multiply-"
+        "adds of forward and backward passes, those that make the frozen heads' states among them",
+        "cross-entropy [nats]",
+        f"as C4a; {COUNTING}",
+        "2026-11-26",
+        changes=C4_HISTORY,
+    ),
+    "C4c": Contrast(
+        "cross-entropy of heads trained together with their backbone minus that of the base model's marginal",
+        "cross-entropy [nats]",
+        f"the same sign in every training seed; the gap remains *at this budget* unless the last doubling of it closed less than "
+        f"{DOUBLING:.0%} of it; {COUNTING}",
+        "2026-11-26",
+        changes=C4_HISTORY,
     ),
 }
 
@@ -155,11 +181,15 @@ def verdict_on(claim: str, contrast: str, row, seeds: tuple[int, ...], verdict: 
 
 
 def decide(effects: pd.DataFrame, threshold: float, seeds_agree: bool = True) -> str:
-    """`reproduced`: every corpus above the threshold (Holm-adjusted p < ALPHA) and every seed of that sign; `partly`: some;
-    `not reproduced`: every interval at or below the threshold; else `inconclusive`. effects: effect, ci_high, p."""
-    held = (effects["effect"] > threshold) & (np.array(metrics.holm(effects["p"].tolist())) < ALPHA)
+    """`reproduced`: every corpus above the threshold (Holm-adjusted p < ALPHA) and every seed of that sign; `not reproduced`:
+    every interval at or below the threshold; `contradicted in some corpora`: some (adjusted too), whatever the others say;
+    `partly`: some above it; else `inconclusive`. effects: effect, ci_high, p."""
+    clear = np.array(metrics.holm(effects["p"].tolist())) < ALPHA
+    held, against = (effects["effect"] > threshold) & clear, effects["ci_high"] <= threshold
     if held.all() and seeds_agree:
         return "reproduced"
-    if held.any():
-        return "partly"
-    return "not reproduced" if (effects["ci_high"] <= threshold).all() else "inconclusive"
+    if against.all():
+        return "not reproduced"
+    if (against & clear).any():
+        return "contradicted in some corpora"
+    return "partly" if held.any() else "inconclusive"

@@ -1,5 +1,5 @@
 """C3: heads on a frozen backbone fall short of the marginal (a), because the layers specialise for the next token (b).
-C4: training heads and backbone together helps, and a gap to the base model's marginal remains.
+C4: training heads and backbone together helps at equal tokens (a) and at equal operations (b); a gap to the marginal remains (c).
 
 The contrasts stand in claims.py. Reads the frames of gaps.scored only.
 """
@@ -115,21 +115,12 @@ def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...], 
     )
 
 
-def c4_effects(frozen: pd.DataFrame, joint: pd.DataFrame, longer: pd.DataFrame, as_long: bool = True) -> pd.DataFrame:
-    """C4, by corpus, its three parts, each positive where it holds [nats, offset 2, data labels, same positions]: joint heads
-    ahead of frozen ones at equal tokens; ahead of frozen ones trained on more tokens; behind the base model's marginal.
-    as_long: whether those on more tokens took at least as long as the joint run. Tables of gaps.scored, all their seeds."""
-    rows, (frozen, joint, longer) = [], map(_judged, (frozen, joint, longer))
-    for corpus, ours in joint.groupby("corpus", sort=False):
-        parts = {
-            "helps at equal tokens": seeded_effect(ours, "log_prob", frozen[frozen.corpus == corpus]),
-            "helps at equal seconds" if as_long else "helps against four times the tokens": seeded_effect(
-                ours, "log_prob", longer[longer.corpus == corpus]
-            ),
-            "a gap remains": seeded_effect(ours, "excess_ce"),
-        }
-        rows += [{"corpus": corpus, "part": part, **found} for part, found in parts.items()]
-    return pd.DataFrame(rows)
+def ahead_effects(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """C4a and C4b, by corpus: cross-entropy of their heads minus ours, offset 2, data labels, same positions (positive: ours are
+    ahead). Tables with all seeds of either side: corpus, document, position, seed, log_prob, ..."""
+    ours, theirs = _judged(ours), _judged(theirs)
+    parts = ours.groupby("corpus", sort=False)
+    return pd.DataFrame([{"corpus": c, **seeded_effect(x, "log_prob", theirs[theirs.corpus == c])} for c, x in parts])
 
 
 def shares_closed(ours: pd.DataFrame, against: pd.DataFrame) -> pd.DataFrame:
@@ -157,31 +148,37 @@ def shares_closed(ours: pd.DataFrame, against: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def c4(effects: pd.DataFrame, shares: pd.DataFrame, doubling: pd.DataFrame, backbone: str, arm: str, seeds: tuple) -> Verdict:
-    """C4 holds in a corpus when all three parts of `c4_effects` do (the least certain decides), then Holm over corpora.
+def c4_ahead(
+    claim: str, effects: pd.DataFrame, backbone: str, what: str, seeds: tuple[int, ...], behind: list[str] = ()
+) -> Verdict:
+    """C4a (at equal tokens) and C4b (at equal operations): joint heads are ahead of frozen ones in every corpus and seed.
+    effects: of ahead_effects; behind: the corpora in which either are not ahead of counting."""
+    equal = {"C4a": "tokens", "C4b": "operations"}[claim]
+    words = f"cross-entropy of frozen heads minus that of joint ones at equal {equal}"
+    return _c4(claim, effects, f"{backbone}, offset 2, data labels ({what}): {words}", seeds, behind)
 
-    shares: of the frozen gap, at equal tokens; doubling: of the joint gap, what twice the tokens closed. Where that is more
-    than DOUBLING, or not known, the gap remains *at this budget*.
-    """
-    worst = metrics.hardest(effects, "corpus")
-    row = worst.sort_values("effect").iloc[0]
+
+def c4c(
+    effects: pd.DataFrame, doubling: pd.DataFrame, backbone: str, what: str, seeds: tuple[int, ...], behind: list[str] = ()
+) -> Verdict:
+    """C4c: joint heads have a higher cross-entropy than the marginal in every corpus and seed. effects: of c3a_effects; doubling:
+    the share of the gap that twice the budget closed: where that is more than DOUBLING, or not known, it remains *at this
+    budget*."""
     settled = bool((doubling["ci_high"] < DOUBLING).all())
-    second = next(part for part in effects["part"] if part not in ("helps at equal tokens", "a gap remains"))
-    text = "; ".join(
-        f"{s.corpus}: "
-        + (f"{_interval(s)} of the frozen gap closed" if s.value == s.value else "no gap of the frozen heads is above 0")
-        + (f", the last doubling of the tokens closed {_interval(d)} of what was left" if d.value == d.value else "")
-        for s, d in zip(shares.itertuples(), doubling.itertuples(), strict=True)
-    )
+    words = f"cross-entropy of joint heads minus that of the base model's marginal{'' if settled else ' at this budget'}"
+    known = doubling[doubling["value"].notna()]
+    text = "; ".join(f"{d.corpus}: {_interval(d)}" for d in known.itertuples()) or "not known"
+    text = f" The last doubling of the budget closed of the gap: {text}."
+    return _c4("C4c", effects, f"{backbone}, offset 2, data labels ({what}): {words}", seeds, behind, text)
+
+
+def _c4(claim: str, effects: pd.DataFrame, contrast: str, seeds: tuple, behind: list[str], text: str = "") -> Verdict:
+    row = effects.sort_values("effect").iloc[0]
+    found = decide(effects, CONTRASTS[claim].threshold, bool(effects["seeds_agree"].all()))
+    verdict, why = _unless_behind(found, behind)
+    alone = " One training seed: exploratory." if len(seeds) == 1 else ""
     return verdict_on(
-        "C4",
-        f"{backbone}, offset 2, data labels ({arm}): joint heads ahead of frozen ones at equal tokens and "
-        f"{second.removeprefix('helps ')}, and behind the base model's marginal{'' if settled else ' at this budget'} [nats]; "
-        f"the least certain of the three, worst corpus ({row.corpus}: {row.part})",
-        row,
-        seeds,
-        decide(worst, CONTRASTS["C4"].threshold, bool(effects["seeds_agree"].all())),
-        text + ".",
+        claim, f"{contrast} [nats], worst corpus ({row.corpus})", row, seeds, verdict, _each(effects) + text + why + alone
     )
 
 

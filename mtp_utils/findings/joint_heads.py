@@ -1,4 +1,4 @@
-"""C4: heads trained together with their backbone against heads on the frozen one: ways of training, budgets, controls, scores."""
+"""C4: heads trained together with their backbone against heads on the frozen one: rates, budgets, controls, scores."""
 
 import hashlib
 import json
@@ -6,30 +6,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pandas as pd
-import torch
 
 from ..backbones.load import Backbone, load_backbone
 from ..base import ranks
 from ..base.keys import fingerprint
 from ..base.records import Arrays
-from ..base.runtime import choose_dtype
 from ..heads import joint
+from ..heads.operations import as_many_tokens, operations
 from ..heads.spec import HeadSpec
 from ..heads.together import Joint, require_one_device, trained_backbone
 from ..heads.training import Training, heads_from
-from . import arms, gaps, head_measures, stored
+from ..text.blocks import CONTEXT
+from . import arms, frozen_heads, gaps, head_claims, head_measures, stored
 
-MULTIPLES = (1.0, 0.1, 0.01)  # of the heads' rate, tried for the backbone's
+MULTIPLE = 0.1  # of the heads' rate, where the search for the backbone's begins
+FACTOR = 3.0  # between neighbouring rates, before it is halved (on a logarithmic scale)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Heads (kind: `frozen` or `joint`, after how they were trained) and what gives the backbone that they read: the base
-    model, or a trained copy, which is read when it is asked for, so that many of them are not held at once. Without heads: a
-    backbone trained for the next token alone."""
+    """Heads (kind: `frozen` or `joint`, after how they were trained), on what, and what gives the backbone that they read: the
+    base model, or a trained copy, which is read when it is asked for, so that many of them are not held at once. Without heads
+    (arm.spec is None): a backbone trained for the next token alone."""
 
     kind: str
     arm: arms.Arm
+    bench: arms.Bench
     backbone: Callable[[], Backbone]
 
     @property
@@ -37,28 +39,28 @@ class Trained:
         """That the heads were trained on."""
         return self.arm.training.tokens
 
-
-@dataclass(frozen=True)
-class RateSearch:
-    """What multiples of the heads' rate for the backbone came to: multiple -> Trained, and the best of them on validation."""
-
-    tried: dict[float, Trained]
-    best: float
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The heads' rate and, if trained together, the backbone's as a multiple of it."""
+        how = self.arm.training
+        heads = how.rates((2,))
+        return (*heads, how.backbone_rate) if self.kind == "joint" else heads
 
     @property
-    def losses(self) -> pd.DataFrame:
-        """The offset-2 loss on validation of each."""
-        found = pd.Series({m: one.arm.loss(2) for m, one in sorted(self.tried.items())}, name="offset-2 loss on validation")
-        return found.rename_axis("backbone rate / heads' rate").to_frame()
+    def loss(self) -> float:
+        """On validation, nats a token: at offset 2, or of the next token where there are no heads."""
+        return self.arm.loss(2) if self.arm.spec else float(self.arm.arrays.values["ntp_validation"][-1])
+
+    @property
+    def operations(self) -> float:
+        """Multiply-adds of its training."""
+        return operations(self.bench.backbone, self.arm.spec, self.arm.training, CONTEXT, self.bench.train.tokens.numel())
 
 
 @dataclass(frozen=True)
 class Study:
-    """Frozen and joint heads of one kind at offset 2 on one base model, all on the same text in the same order.
-
-    spec, rate: of the heads, the kind that is best on validation on the frozen base model's last layer, and the rate that suits
-    it there; bench: with the deciding tokens.
-    """
+    """Frozen and joint heads of one kind at offset 2 on one base model, on the same text, in batches of several blocks and in
+    epochs; bench: what they are made and scored on; rate: where the search for the heads' begins."""
 
     run: object
     test: dict
@@ -68,71 +70,132 @@ class Study:
 
     @classmethod
     def of(cls, run, base: Backbone, test: dict) -> "Study":
-        """Of the three kinds of heads on the last layer the best at offset 2 on validation."""
-        bench = arms.bench_of(run, base, test)
-        kinds = [HeadSpec(kind, offsets=run.profile.grid_offsets) for kind in ("linear", "residual", "block")]
+        """Of the profile's kinds of heads on the last layer the best at offset 2 on validation."""
+        bench, offsets = arms.bench_of(run, base, test), run.profile.grid_offsets
+        kinds = [HeadSpec(kind, unembedding=own, offsets=offsets) for kind, read, own in run.profile.grid if read == "last"]
         best = arms.best_at(2, arms.able_arms(run, bench, kinds))
         spec = replace(best.spec, offsets=(2,))
-        longer = arms.bench_of(run, base, test, tokens=run.profile.deciding_tokens, layers=arms.layers_of(base, spec))
-        return cls(run, test, longer, spec, best.rate(2))
+        return cls(run, test, frozen_heads.deciding_bench(run, base, test, spec), spec, best.rate(2))
 
     @property
     def base(self) -> Backbone:
         return self.bench.backbone
 
-    def on_mix(self) -> "Study":
-        """The same kind of heads on a mix of all layers."""
-        depth = arms.depth_of(self.base)
-        mixed = arms.bench_of(self.run, self.base, self.test, tokens=self.run.profile.deciding_tokens, layers=depth)
-        return replace(self, bench=mixed, spec=replace(self.spec, features="mix"))
+    @property
+    def budgets(self) -> dict[str, int]:
+        """Positions by the name of the budget: 1x, 2x, ... up to the profile's joint_tokens."""
+        n = len(self.run.profile.joint_trials)
+        return {f"{2**i}x": self.run.profile.joint_tokens // 2 ** (n - 1 - i) for i in range(n)}
 
-    def with_tokens(self, tokens: int) -> arms.Bench:
-        """A bench of the same layers with another number of tokens."""
-        return arms.bench_of(self.run, self.base, self.test, tokens=tokens, layers=self.bench.train.layers)
-
-    def frozen(self, tokens: int, seeds: tuple[int, ...] = (0,), bench: arms.Bench | None = None) -> list[Trained]:
-        """Heads on the frozen base model (or on that of another bench), their rate settled at this budget, one for each seed."""
+    def frozen(self, tokens: int, trials: int, like: Trained | None = None, bench: arms.Bench | None = None) -> Trained:
+        """Heads on the frozen base model (or on that of another bench), the best on validation of so many trials of their rate;
+        like: at whose rate the search begins."""
         bench = bench or self.bench
-        how = arms.settled_arm(self.run, bench, self.spec, Training(self.rate, tokens)).training
-        found = [arms.trained_arm(self.run, bench, self.spec, replace(how, seed=seed)) for seed in seeds]
-        return [Trained("frozen", arm, lambda: bench.backbone) for arm in found]
 
-    def joint(self, tokens: int, seeds: tuple[int, ...] = (0,), bench: arms.Bench | None = None, **how) -> list[Trained]:
-        """Heads and a copy of the base model trained together, one for each seed; how: of heads.Joint."""
-        bench = bench or self.bench
-        return [joint_arm(self.run, bench, self.spec, Joint(self.rate, tokens, seed=seed, **how)) for seed in seeds]
+        def train(rate: float) -> Trained:
+            arm = arms.trained_arm(self.run, bench, self.spec, self._how(Training, rate, tokens))
+            return Trained("frozen", arm, bench, lambda: bench.backbone)
 
-    def backbone_rates(self, tokens: int, multiples: tuple[float, ...] = MULTIPLES, extend: bool = True, **how) -> RateSearch:
-        """The backbone's rate as a multiple of the heads', chosen on validation; a best one at an edge extends the grid."""
-        tried, wanted = {}, list(multiples)
-        while wanted:
-            for m in wanted:
-                try:
-                    (tried[m],) = self.joint(tokens, backbone_rate=m, **how)
-                except FloatingPointError as error:  # a rate at which it diverges is no candidate
-                    print(f"backbone rate x {m:g}: {error}")
-            best, low, high = min(tried, key=lambda m: tried[m].arm.loss(2)), min(tried), max(tried)
-            edges = [m for at, m in ((low, low / 10), (high, high * 10)) if best == at and 1e-3 <= m <= 10]
-            wanted = edges if extend else []
-        return RateSearch(tried, best)
+        return settled(train, like.rates[:1] if like else (self.rate,), trials)
 
-    def next_token_alone(self, tokens: int, **how) -> Backbone:
-        """The base model fine-tuned on the next token alone, for as many steps."""
-        return joint_arm(self.run, self.bench, None, Joint(self.rate, tokens, **how)).backbone()
+    def joint(self, tokens: int, trials: int, like: Trained | None = None, **how) -> Trained:
+        """Heads and a copy of the base model trained together, the best on validation of so many trials of both rates; how: of
+        heads.Joint."""
 
-    def new_heads_on(self, backbone: Backbone, tokens: int) -> list[Trained]:
-        """New heads on a trained backbone, frozen, from the text that follows the deciding tokens, which it has not seen."""
-        after = self.run.profile.deciding_tokens
-        fresh = arms.bench_of(self.run, backbone, self.test, tokens=tokens, layers=self.bench.train.layers, skip=after)
-        return self.frozen(tokens, bench=fresh)
+        def train(rate: float, multiple: float) -> Trained:
+            return joint_arm(self.run, self.bench, self.spec, self._how(Joint, rate, tokens, backbone_rate=multiple, **how))
 
-    def scores(self, ways: dict[str, list[Trained]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(scores as gaps.scored, next-token losses by document) of every way, column `arm`; labels and marginal are the base
-        model's, losses are means over a way's seeds."""
-        found = [scores_of(self.run, one, self.base, self.test, way) for way, each in ways.items() for one in each]
-        scores, losses = (pd.concat(frames, ignore_index=True) for frames in zip(*found, strict=True))
-        losses = losses.groupby(["arm", "corpus", "document", "position"], sort=False)["cross_entropy"].mean().reset_index()
-        return scores, losses
+        return settled(train, like.rates if like else (self.rate, MULTIPLE), trials)
+
+    def next_token_alone(self, tokens: int, trials: int, like: Trained) -> Trained:
+        """The base model fine-tuned on the next token alone, at the best on validation of so many rates; like: heads and backbone
+        trained together, at whose backbone's rate the search begins."""
+
+        def train(rate: float) -> Trained:
+            return joint_arm(self.run, self.bench, None, self._how(Joint, rate, tokens, backbone_rate=1.0))
+
+        return settled(train, (_round(like.rates[0] * like.rates[1]),), trials)
+
+    def _how(self, kind: type, rate: float, tokens: int, **how):
+        epochs = -(-tokens // self.bench.train.tokens.numel())
+        return kind(rate, tokens, blocks=arms.STEP, epochs=epochs, **how)
+
+    def seeded(self, found: Trained) -> list[Trained]:
+        """The same with every seed of the profile."""
+        each = [replace(found.arm.training, seed=seed) for seed in self.run.profile.joint_seeds]
+        if found.kind == "joint":
+            return [joint_arm(self.run, found.bench, found.arm.spec, how) for how in each]
+        return [replace(found, arm=arms.trained_arm(self.run, found.bench, found.arm.spec, how)) for how in each]
+
+    def for_as_many_operations(self, of: Trained) -> int:
+        """Positions on which frozen heads take as many operations."""
+        return as_many_tokens(
+            self.base, self.spec, self._how(Training, self.rate, 1), CONTEXT, self.bench.train.tokens.numel(), of.operations
+        )
+
+    def new_heads_on(self, backbone: Backbone, tokens: int, trials: int) -> Trained:
+        """New heads on a trained backbone, frozen, from the text that follows the one it was trained on."""
+        skip = self.run.profile.text_tokens
+        fresh = arms.bench_of(self.run, backbone, self.test, tokens=tokens, layers=self.bench.train.layers, skip=skip)
+        return self.frozen(tokens, trials, bench=fresh)
+
+    def behind_counting(self, *of: Trained) -> list[str]:
+        """The corpora in which some of these are not ahead of counting on validation."""
+        found = []
+        for one in of:
+            bench = frozen_heads.deciding_bench(self.run, one.backbone(), self.test, self.spec)
+            table = frozen_heads.on_validation(self.run, frozen_heads.Decided(bench, [one.arm]))
+            found += head_claims.behind_counting(table)
+        return list(dict.fromkeys(found))
+
+    def measured(self, ways: dict[str, list[Trained]], everywhere: tuple[str, ...] = (), ntp: tuple[str, ...] = ()) -> list:
+        """Three frames, column `arm`: gaps.scored of every way, labels and marginal being the base model's; gaps.everywhere of
+        those ways named; and of those the next-token losses by document on the backbone they read."""
+        found = [], [], []
+        for way, each in ways.items():
+            for one in each:
+                bench = self._reads(one)
+                found[0].append(gaps.scored(self.run, bench, [one.arm], self.base).assign(arm=way))
+                found[1].extend([gaps.everywhere(self.run, bench, [one.arm]).assign(arm=way)] if way in everywhere else [])
+                if way in ntp and one is each[0]:
+                    for part, states in bench.test.values():
+                        stem = f"05_ntp_{stored.stem_of(bench.backbone, part)}"
+                        table = self.run.measure(stem, head_measures.states_ntp_table, features=states, blocks=part)
+                        found[2].append(table.assign(arm=way))
+        return [pd.concat(frames, ignore_index=True) if frames else pd.DataFrame() for frames in found]
+
+    def _reads(self, one: Trained) -> arms.Bench:
+        """The states that heads read of the test text, and the last layer's."""
+        backbone, last = one.backbone(), arms.depth_of(self.base)[-1]
+        layers = heads_from(one.arm.arrays, backbone, one.arm.spec).layers
+        return arms.bench_of(self.run, backbone, self.test, tokens=1, layers=tuple(sorted({*layers, last})))
+
+
+def settled(train: Callable[..., Trained], rates: tuple[float, ...], trials: int) -> Trained:
+    """The best on validation of so many trainings: at these rates, then at neighbours of the best so far, one rate at a time a
+    FACTOR lower, then higher; where none of them is better the factor shrinks to its root. More trials than it takes refine."""
+    tried, best, factor = {}, rates, FACTOR
+    while len(tried) < trials:
+        steps = [(i, by) for by in (1 / factor, factor) for i in range(len(rates))]
+        near = [tuple(_round(r * by) if i == j else r for j, r in enumerate(best)) for i, by in steps]
+        wanted = next((x for x in (best, *near) if x not in tried), None)
+        if wanted is None:
+            factor **= 0.5
+            continue
+        try:
+            tried[wanted] = train(*wanted)
+        except FloatingPointError as error:  # a rate at which it diverges is no candidate
+            print(f"rates {wanted}: {error}")
+            tried[wanted] = None
+        able = [x for x, one in tried.items() if one]
+        best = min(able, key=lambda x: tried[x].loss) if able else near[0]
+    if tried.get(best) is None:
+        raise FloatingPointError(f"none of the rates {', '.join(map(str, tried))} can be trained with")
+    return tried[best]
+
+
+def _round(rate: float) -> float:
+    return float(f"{rate:.3g}")
 
 
 def base_of(run) -> Backbone | None:
@@ -149,10 +212,10 @@ def base_of(run) -> Backbone | None:
 def joint_arm(run, bench: arms.Bench, spec: HeadSpec | None, how: Joint) -> Trained:
     """Heads trained together with a copy of the bench's backbone, from stored arrays if they exist; without a spec the copy
     trained for the next token alone. In bfloat16 where that is fast."""
-    how = replace(how, bf16=choose_dtype(bench.backbone.model.device, training=True)[0] == torch.bfloat16)
+    how = replace(how, bf16=arms.fast_in_bf16(bench.backbone))
     what = [fingerprint(spec), fingerprint(how), bench.train.fingerprint, bench.validation.fingerprint]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:10]
-    name = f"{spec.kind}-{spec.features}" if spec else "ntp"
+    name = f"{spec.kind}-{spec.features}-{spec.unembedding}" if spec else "ntp"
     given = {"features": bench.train, "validation": bench.validation, "spec": spec, "how": how}
     stem = f"05_joint_{bench.backbone.name.replace('/', '-')}_{name}-{how.labels}-{how.tokens}-seed{how.seed}-{digest}"
 
@@ -166,26 +229,11 @@ def joint_arm(run, bench: arms.Bench, spec: HeadSpec | None, how: Joint) -> Trai
     if ranks.first():
         joint.checkpoint_path(**given).unlink(missing_ok=True)
     light = {n: x for n, x in found.values.items() if not n.startswith("model.")}
-    return Trained("joint", arms.Arm(spec, how, replace(found, values=light), f"{name}-{digest}"), backbone)
+    return Trained("joint", arms.Arm(spec, how, replace(found, values=light), f"{name}-{digest}"), bench, backbone)
 
 
 def frozen_and_joint(run, base: Backbone, test: dict) -> dict[str, Trained]:
-    """`frozen heads` and `joint heads` at notebook 05's smallest budget, the latter at the best on validation of three rates of
-    the backbone: what notebook 06 drafts with."""
-    study, budget = Study.of(run, base, test), run.profile.deciding_tokens // 4
-    search = study.backbone_rates(budget, extend=False)
-    frozen = arms.settled_arm(run, study.bench, study.spec, Training(study.rate, budget))
-    return {"frozen heads": Trained("frozen", frozen, lambda: base), "joint heads": search.tried[search.best]}
-
-
-def scores_of(run, trained: Trained, base: Backbone, test: dict, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(scores as gaps.scored, next-token losses) of one way's heads on the backbone they read, with the column `arm`; the
-    labels and the marginal are the base model's."""
-    backbone, arm = trained.backbone(), trained.arm
-    layers = tuple(sorted({*heads_from(arm.arrays, backbone, arm.spec).layers, arms.depth_of(backbone)[-1]}))
-    bench = arms.bench_of(run, backbone, test, tokens=1, layers=layers)
-    ntp = [
-        run.measure(f"05_ntp_{stored.stem_of(backbone, part)}", head_measures.states_ntp_table, features=states, blocks=part)
-        for part, states in bench.test.values()
-    ]
-    return gaps.scored(run, bench, [arm], base).assign(arm=name), pd.concat(ntp, ignore_index=True).assign(arm=name)
+    """`frozen heads` and `joint heads` at notebook 05's smallest budget: what notebook 06 drafts with."""
+    study = Study.of(run, base, test)
+    tokens, trials = study.budgets["1x"], run.profile.joint_trials[0]
+    return {"frozen heads": study.frozen(tokens, trials), "joint heads": study.joint(tokens, trials)}

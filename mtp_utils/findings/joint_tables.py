@@ -1,11 +1,11 @@
 """C4: what was measured of heads and backbones trained together, as the tables that are drawn and judged."""
 
+import numpy as np
 import pandas as pd
 
 from ..backbones.load import Backbone
-from . import gaps, head_claims, layer_readings, metrics, stored
-from .arms import bench_of
-from .joint_heads import Study, Trained
+from . import gaps, head_claims, metrics, stored
+from .joint_heads import Trained
 
 
 def on_data(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -14,15 +14,35 @@ def on_data(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {way: part for way, part in data.groupby("arm", sort=False)}
 
 
+def training_table(ways: dict[str, list[Trained]]) -> pd.DataFrame:
+    """What each way was and cost: positions, settled rates (the backbone's as a multiple of the heads'), cross-entropy on
+    validation at offset 2 and, where the backbone was trained, at the next token before and after; 10^12 operations and seconds
+    of one run (those of a stopped one together)."""
+    rows = []
+    for way, (one, *_) in ways.items():
+        found, heads = one.arm.arrays.values, one.arm.spec is not None
+        ntp = found.get("ntp_validation", np.full(1, np.nan))
+        row = {"positions": one.tokens, "rate": one.rates[0], "backbone x": one.rates[1] if one.kind == "joint" else 0.0}
+        row |= {"offset 2": one.loss if heads else np.nan, "ntp before": ntp[0]}
+        row |= {"ntp after": ntp[found["kept"][0] if heads and one.kind == "joint" else -1]}
+        rows.append({"way": way, **row, "10^12 operations": one.operations / 1e12, "seconds": one.arm.arrays.seconds})
+    return pd.DataFrame(rows).set_index("way")
+
+
 def budget_table(ways: dict[str, list[Trained]], scores: pd.DataFrame) -> pd.DataFrame:
-    """The gap to the marginal by corpus, `name` (frozen, joint) and train_tokens, with intervals; scores: of Study.scores."""
-    kinds, tokens = ({way: getattr(each[0], name) for way, each in ways.items()} for name in ("kind", "tokens"))
-    most = max(n for way, n in tokens.items() if kinds[way] == "joint")
-    order = sorted(ways, key=lambda way: (tokens[way] > most, kinds[way] == "joint"))  # the longest frozen ones last
-    data = on_data(scores)
-    parts = [data[way].assign(name=kinds[way], train_tokens=tokens[way]) for way in order]
-    keys = ["corpus", "name", "train_tokens"]
+    """The gap to the marginal by corpus, `name` (frozen, joint), train_tokens and operations, with intervals; scores: of
+    Study.measured."""
+    data, first = on_data(scores), {way: one for way, (one, *_) in ways.items()}
+    parts = [data[way].assign(name=x.kind, train_tokens=x.tokens, operations=x.operations) for way, x in first.items()]
+    keys = ["corpus", "name", "train_tokens", "operations"]
     return metrics.summarise(pd.concat(parts, ignore_index=True), keys, ["excess_ce", "kl_to_marginal"])
+
+
+def slopes(by_budget: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:
+    """By corpus and name what each doubling of the budget took off the excess over the marginal, nats."""
+    rows = by_budget[(by_budget.metric == "excess_ce") & by_budget.train_tokens.isin(budgets)]
+    table = rows.pivot_table(index=["corpus", "name"], columns="train_tokens", values="value", sort=False).sort_index(axis=1)
+    return -table.diff(axis=1).iloc[:, 1:]
 
 
 def share_table(ways: dict[str, list[Trained]], scores: pd.DataFrame, plain: list[str]) -> pd.DataFrame:
@@ -43,8 +63,8 @@ def gap_table(scores: pd.DataFrame, base: Backbone) -> pd.DataFrame:
 
 
 def cost_table(scores: pd.DataFrame, losses: pd.DataFrame, before: str) -> pd.DataFrame:
-    """By corpus and way: cross-entropy at offset 2, and what the next token's loss lies above that of the way called `before`,
-    nats a token, each with its interval: offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high, p."""
+    """By corpus and way that has next-token losses: cross-entropy at offset 2, and what the next token's lies above that of the
+    way called `before`, nats a token, each with its interval: offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high, p."""
     base, rows = losses[losses.arm == before], []
     for (way, corpus), part in losses.groupby(["arm", "corpus"], sort=False):
         rows.append({"corpus": corpus, "arm": way} | metrics.paired(part, base[base.corpus == corpus], "cross_entropy"))
@@ -64,17 +84,3 @@ def own_marginal_table(run, trained: Backbone, base: Backbone, test: dict) -> pd
         before, after = (table[table.label_source == "data"] for table in tables)
         rows.append({"corpus": corpus} | metrics.paired(before, after, "log_prob"))
     return pd.DataFrame(rows)
-
-
-def layer_table(study: Study, trained: Backbone) -> pd.DataFrame:
-    """Cross-entropy at offset 2 read by a probe from each layer, before and after joint training (`kind`), with intervals. The
-    trained backbone's probes learn from text that it was not trained on."""
-    run, base, frames = study.run, study.base, []
-    read = (1, 2, 3, 4) if base.name in run.profile.last_rungs else (2,)  # notebook 03's probes, where it has some
-    after = run.profile.deciding_tokens
-    for kind, backbone, offsets, skip in (("before", base, read, 0), ("after joint training", trained, (1, 2), after)):
-        bench = bench_of(run, backbone, study.test, skip=skip)
-        probes = layer_readings.probe_arms(run, bench, offsets)
-        frames.append(layer_readings.scored_by_layer(run, bench, probes, "probe", base).assign(kind=kind))
-    found = pd.concat(frames, ignore_index=True)
-    return metrics.summarise(found[found.offset == 2], ["corpus", "kind", "layer"], ["cross_entropy"])

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from ..backbones import sharded
 from ..backbones.checkpoints import checkpoint, rate_at, restore
-from ..base import paths, ranks
+from ..base import paths, ranks, records
 from ..base.keys import fingerprint, measurement_key
 from ..base.runtime import progress
 from ..text import blocks
@@ -57,7 +57,10 @@ def joint_training(
     if not seen:
         seen = {"loss": [], "validation": [ranks.first_says(losses_on(together, validation, how))], "kept": 0}
         together.best = together.arrays()
-    warm, saved, pause = round(how.warmup * steps), time.monotonic(), SAVE_EVERY
+    earlier = seen.setdefault("seconds", 0.0)
+    records.resumed(earlier)
+    warm, began, pause = round(how.warmup * steps), time.monotonic(), SAVE_EVERY
+    saved = began
     for step in progress(range(first, steps), f"joint {spec.kind if spec else 'NTP'}, {features.backbone.name}"):
         together.free(step >= warm and peak > 0)
         for group in optimizer.param_groups:
@@ -81,6 +84,7 @@ def joint_training(
             if not spec or np.mean(seen["validation"][-1][1:]) < np.mean(seen["validation"][seen["kept"]][1:]):
                 seen["kept"], together.best = len(seen["validation"]) - 1, together.arrays()
         if ranks.first_says((now := time.monotonic()) - saved >= pause):
+            seen["seconds"] = earlier + now - began
             checkpoint(together, optimizer, path, step + 1, seen, settings)
             saved = time.monotonic()
             pause = max(SAVE_EVERY, (saved - now) / SAVE_SHARE)

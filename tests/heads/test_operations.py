@@ -1,0 +1,56 @@
+"""Counted operations are those that torch counts while it trains."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_models import VOCAB, tiny_backbone
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtp_utils.heads.features import FrozenFeatures
+from mtp_utils.heads.heads import Heads
+from mtp_utils.heads.operations import as_many_tokens, operations
+from mtp_utils.heads.spec import HeadSpec
+from mtp_utils.heads.together import Joint, Together, joint_losses
+from mtp_utils.heads.training import Training, step_losses
+
+SPECS = [HeadSpec(kind, unembedding=own, offsets=(2,)) for kind in ("residual", "block") for own in ("shared", "own")]
+HOW = Joint(1e-3, 48, warmup=0.0)
+
+
+def features(name):
+    backbone = tiny_backbone(name)
+    backbone.model.set_attn_implementation("eager")  # whose products are all counted
+    return FrozenFeatures(backbone, torch.randint(VOCAB, (4, 12), generator=torch.Generator().manual_seed(0)), (2,))
+
+
+def counted(work) -> float:
+    """Multiply-adds of what `work` does."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(("name", "spec"), [("gpt_neox", SPECS[0]), ("gpt_neox", SPECS[3]), ("llama", SPECS[2])])
+def test_the_operations_of_joint_and_of_frozen_training_are_those_that_are_done(name, spec):
+    f = features(name)
+    for changes in ({}, {"ntp_weight": 0.0}, {"lora": 2}, {"warmup": 1.0}):
+        how = dataclasses.replace(HOW, **changes)
+        together = Together(f.backbone, spec, how)
+        together.heads._model[0].set_attn_implementation("eager")
+        together.free(how.warmup == 0)
+        found = counted(lambda t=together, how=how: joint_losses(t, f, slice(0, 4), how, torch.Tensor.backward))
+        assert operations(f.backbone, spec, how, 12) == pytest.approx(found, rel=0.12)
+    heads, how = Heads(f.backbone, spec), Training(1e-3, 96, epochs=2)
+    states = counted(lambda: f.states)
+    step = counted(lambda: step_losses(heads, f, slice(0, 4), "data", torch.Tensor.backward))
+    assert operations(f.backbone, spec, how, 12, text=48) == pytest.approx(states + 2 * step, rel=0.12)
+
+
+def test_as_many_operations_are_as_many():
+    backbone, spec, frozen = tiny_backbone(), SPECS[-1], Training(1e-3, 1, blocks=4)
+    for text in (10**4, 10**7):  # in epochs over it, and in a part of it
+        cost = operations(backbone, spec, Joint(1e-3, 10**5), 12)
+        n = as_many_tokens(backbone, spec, frozen, 12, text, cost)
+        found = operations(backbone, spec, dataclasses.replace(frozen, tokens=n), 12, text)
+        assert found == pytest.approx(cost, rel=0.01) and n % 48 == 0
