@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from ..base import ranks
-from ..base.files import write_atomic
+from ..base.files import whole
 from . import sharded
 
 WARMUP, FLOOR = 0.05, 0.1  # share of the steps; share of the peak rate at the end
@@ -33,11 +33,12 @@ def checkpoint(parts, optimizer, path: Path, step: int, curve, settings: dict) -
     hold."""
     tensors = {f"parts.{k}": v.contiguous() for k, v in parts.state_dict().items()}
     states = optimizer.state_dict()["state"]
-    tensors |= sharded.gathered({f"optimizer.{i}.{k}": v for i, state in states.items() for k, v in state.items()})
+    tensors |= sharded.gathered({f"optimizer.{i}.{k}": v for i, state in states.items() for k, v in state.items()}, copy=False)
     if not ranks.first():
         return
     metadata = {"step": str(step), "curve": json.dumps(curve), "settings": json.dumps(settings)}
-    write_atomic(path, save(tensors, metadata=metadata | {"sha256": _digest(tensors, metadata)}))
+    with whole(path) as temporary:  # from where the tensors lie: a copy of them all is as large as the run
+        save_file(tensors, temporary, metadata=metadata | {"sha256": _digest(tensors, metadata)})
 
 
 def _digest(tensors: dict, metadata: dict) -> str:

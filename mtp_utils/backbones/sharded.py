@@ -55,13 +55,14 @@ def by_kind(parameters) -> tuple[list, list]:
     return whole, shares
 
 
-def gathered(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies of them, whole and in the main memory, in the first process; nothing in the others, which have to ask as well."""
+def gathered(tensors: dict[str, torch.Tensor], copy: bool = True) -> dict[str, torch.Tensor]:
+    """Copies of them (or, without `copy`, those that are there already), whole and in the main memory, in the first process;
+    nothing in the others, which have to ask as well."""
     found = {}
     for name, tensor in tensors.items():
         tensor = whole(tensor)
         if ranks.first():
-            found[name] = tensor.detach().to("cpu", copy=True).contiguous()
+            found[name] = tensor.detach().to("cpu", copy=copy).contiguous()
     return found
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from .refusals import require
@@ -19,13 +20,20 @@ def write_json(path: Path, content) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` beside `path` and rename it, so that whatever happens `path` is the old file or the new one."""
+    """Write `data` to `path`, whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def whole(path: Path):
+    """A place beside `path` to write to, which is renamed when that is done, so that whatever happens `path` is the old file or
+    the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

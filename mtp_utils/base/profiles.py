@@ -52,8 +52,8 @@ class Profile:
     positions_per_document: int = 1
     horizon: int = 4
     head_tokens: int = 65_536
-    joint_tokens: int = 786_432
-    joint_trials: tuple[int, ...] = (5, 3, 3)
+    joint_tokens: int = 524_288
+    joint_trials: tuple[int, ...] = (5, 3, 2)
     joint_seeds: tuple[int, ...] = (0, 1, 2)
     most_tokens: int = 2_097_152
     text_tokens: int = 524_288

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from safetensors.numpy import load, save
 
@@ -139,7 +140,7 @@ def read_arrays(path: Path, key: str | None = None) -> Arrays | None:
 
 def write_arrays(path: Path, arrays: dict, record: dict | None = None) -> None:
     """Write a dict of numpy arrays to `path`, then its JSON with the sha256, as in `write_table`."""
-    data = save(arrays)
+    data = save({name: np.asarray(x, order="C") for name, x in arrays.items()})  # it writes a view's memory, whatever its strides
     write_atomic(path, data)
     write_json(path.with_suffix(".json"), (record or {}) | {"sha256": sha256(data)})
 

@@ -152,16 +152,19 @@ def by_tokens(
             line(ax, rows.sort_values(x)[x], rows.sort_values(x), name)
         ax.axhline(0, color="black", linewidth=0.9)
         _counting(ax, controls, corpus, metric)
-        if x == "train_tokens":
-            ax.set_xscale("log", base=2)
-            ticks = sorted(set(summary[x]))
-            ax.set_xticks(ticks, [f"{t / 1e6:.2g}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
-        else:
-            ax.set_xscale("log")
+        ax.set_xscale("log", base=2)
+        ticks = sorted(set(summary[x] if x == "train_tokens" else summary[summary["name"] == "joint"][x]))
+        ax.set_xticks(ticks, [_short(t) for t in ticks])
         ax.set(title=corpus, xlabel=BUDGET[x], ylabel=ylabel if ax is axes[0] else "")
     legend_beside(axes[-1])
     titled(figure, title)
     return figure
+
+
+def _short(n: float) -> str:
+    """A number of positions or operations: 66k, 2.1M, 3.5T."""
+    unit, least = next(((u, x) for u, x in (("T", 1e12), ("G", 1e9), ("M", 1e6)) if n >= x), ("k", 1e3))
+    return f"{n / least:.0f}k" if unit == "k" else f"{n / least:.2g}{unit}"
 
 
 def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: str) -> Figure:

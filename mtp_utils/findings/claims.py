@@ -63,7 +63,6 @@ C4_HISTORY = (  # of the one claim C4, which C4a, C4b and C4c were
         "two of the changes after a verdict was known, with 1.7 times the joint run's operations in the end. Both sides train in "
         "batches and epochs now, and heads that are not ahead of counting on validation decide nothing",
     ),
-    EVERYWHERE,
 )
 CONTRASTS = {
     "C1": Contrast(
@@ -128,7 +127,7 @@ CONTRASTS = {
         f"the same sign in every training seed; both rates of joint training and the frozen heads' settled at that budget, in as "
         f"many trials; {COUNTING}",
         "2026-11-26",
-        changes=C4_HISTORY,
+        changes=(*C4_HISTORY, EVERYWHERE),
     ),
     "C4b": Contrast(
         "cross-entropy of frozen heads minus that of heads trained together with their backbone, in as many operations: multiply-"
@@ -136,7 +135,7 @@ CONTRASTS = {
         "cross-entropy [nats]",
         f"as C4a; {COUNTING}",
         "2026-11-26",
-        changes=C4_HISTORY,
+        changes=(*C4_HISTORY, EVERYWHERE),
     ),
     "C4c": Contrast(
         "cross-entropy of heads trained together with their backbone minus that of the base model's marginal",

@@ -186,6 +186,13 @@ def test_a_damaged_file_is_measured_again_not_trusted(build, kind, damage):
     pd.testing.assert_frame_equal(measure(), expected, check_exact=True)
 
 
+def test_views_of_arrays_come_back_as_they_were(build):
+    x = np.arange(12.0).reshape(4, 3)
+    views = {"columns": x[:, 1:], "column": x[:, 0], "transposed": x.T, "steps": x[::2], "number": np.array(5.0)}
+    found = records.measured_arrays("03_views", lambda: views, profile="smoke").values
+    assert all(np.array_equal(found[name], view) and found[name].shape == view.shape for name, view in views.items())
+
+
 def test_arrays_are_stored_like_tables(build):
     calls = []
 

@@ -1,6 +1,7 @@
 """What decides a claim is written once: the words that notebooks print and the thresholds that verdicts use are the same."""
 
 import dataclasses
+import hashlib
 import json
 import re
 
@@ -21,6 +22,30 @@ def test_every_claim_has_a_contrast_and_its_words_say_all_of_it():
         assert all(f"Changed on {date}, after results had been seen" in text and what in text for date, what in contrast.changes)
         dates = [contrast.fixed, *(date for date, _ in contrast.changes)]
         assert all(re.fullmatch(r"2026-\d\d-\d\d", date) for date in dates) and dates == sorted(dates)
+
+
+HELD = {  # sha256 of what decides a claim -> how many dated changes stand beside it
+    "C4a": ("df7a875c41e70466", 3),
+    "C4b": ("6f96f5cf6fa7c665", 3),
+    "C4c": ("adb0643494d5068d", 2),
+}
+
+
+@pytest.mark.parametrize("claim", HELD)
+def test_a_contrast_does_not_change_without_a_dated_line(claim):
+    contrast = dataclasses.asdict(claims.CONTRASTS[claim])
+    n = len(contrast.pop("changes"))
+    found = hashlib.sha256(json.dumps(contrast, sort_keys=True).encode()).hexdigest()[:16], n
+    assert found == HELD[claim], "say in `changes` what changed, when and why, then write the new digest here"
+
+
+def test_one_corpus_against_the_claim_is_said_whatever_the_others_say():
+    rows = {"effect": [0.3, 0.2, -0.2], "ci_low": [0.2, 0.1, -0.3], "ci_high": [0.4, 0.3, -0.1], "p": [1e-6, 1e-3, 1e-3]}
+    effects = pd.DataFrame(rows)
+    assert claims.decide(effects, 0.0) == "contradicted in some corpora" and claims.decide(effects[:2], 0.0) == "reproduced"
+    assert claims.decide(effects[2:], 0.0) == "not reproduced"
+    open_ = effects.assign(ci_high=[0.4, 0.3, 0.1], p=[1e-6, 1e-3, 0.5])
+    assert claims.decide(open_, 0.0) == "partly" and claims.decide(open_[2:], 0.0) == "inconclusive"
 
 
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.0, "reproduced"), (0.5, "not reproduced")])

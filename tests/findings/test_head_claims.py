@@ -109,20 +109,29 @@ def test_the_share_closed_is_that_of_the_gaps_and_is_not_said_where_there_is_no_
     assert (spread["ci_high"] - spread["ci_low"] > 1.5 * (found["ci_high"] - found["ci_low"])).all()
 
 
-def judged_c4(frozen, joint, longer, half=0.11):
-    effects = head_claims.c4_effects(scores(frozen), scores(joint, stream=1), scores(longer, seeds=(0,), stream=2))
-    shares = head_claims.shares_closed(scores(joint, stream=1), scores(frozen))
+@pytest.mark.parametrize("claim", ["C4a", "C4b"])
+def test_joint_heads_are_ahead_where_the_data_say_so_and_contradicted_where_they_say_so(claim):
+    equal = {"C4a": "equal tokens", "C4b": "equal operations"}[claim]
+    for frozen, verdict in ((0.5, "reproduced"), (0.1, "not reproduced"), (0.3, "inconclusive")):
+        effects = head_claims.ahead_effects(scores(0.3, stream=1), scores(frozen, stream=2))
+        assert np.allclose(effects["effect"], frozen - 0.3, atol=0.05)
+        found = head_claims.c4_ahead(claim, effects, "b", "block", (0, 1, 2))
+        assert found.verdict == verdict and equal in found.contrast and "exploratory" not in found.text
+    mixed = [scores(shift, corpora=(corpus,), stream=2) for corpus, shift in (("code", 0.5), ("prose", 0.1))]
+    effects = head_claims.ahead_effects(scores(0.3, stream=1), pd.concat(mixed))
+    assert head_claims.c4_ahead(claim, effects, "b", "block", (0, 1, 2)).verdict == "contradicted in some corpora"
+    assert head_claims.c4_ahead(claim, effects, "b", "block", (0, 1, 2), ["prose"]).verdict == "inconclusive"
+    assert "One training seed: exploratory" in head_claims.c4_ahead(claim, effects, "b", "block", (0,)).text
+
+
+def judged_c4c(joint, half, behind=()):
     doubling = head_claims.shares_closed(scores(joint, stream=1, noise=0.01), scores(half, stream=3, noise=0.01))
-    return head_claims.c4(effects, shares, doubling, "b", "block", (0, 1, 2))
+    effects = head_claims.c3a_effects(scores(joint, stream=1))
+    return head_claims.c4c(effects, doubling, "b", "block", (0, 1, 2), list(behind))
 
 
-def test_c4_needs_all_three_of_its_parts():
-    assert judged_c4(0.5, 0.3, 0.4).verdict == "reproduced"
-    assert judged_c4(0.5, 0.3, 0.1).verdict == "not reproduced"  # longer training of frozen heads does better
-    assert judged_c4(0.5, -0.2, 0.4).verdict == "not reproduced"  # no gap remains
-    assert judged_c4(0.3, 0.5, 0.8).verdict == "not reproduced"  # worse at equal tokens
-
-
-def test_a_gap_that_the_last_doubling_still_closes_remains_at_this_budget_only():
-    assert "at this budget" in judged_c4(0.5, 0.3, 0.4, half=0.5).contrast
-    assert "at this budget" not in judged_c4(0.5, 0.3, 0.4, half=0.305).contrast
+def test_a_gap_remains_where_there_is_one_and_only_at_this_budget_where_the_last_doubling_still_closes_it():
+    assert judged_c4c(0.3, 0.305).verdict == "reproduced" and "at this budget" not in judged_c4c(0.3, 0.305).contrast
+    assert "at this budget" in judged_c4c(0.3, 0.5).contrast and "code: 0.40" in judged_c4c(0.3, 0.5).text
+    assert judged_c4c(-0.2, 0.3).verdict == "not reproduced"
+    assert judged_c4c(0.3, 0.305, ["code"]).verdict == "inconclusive"

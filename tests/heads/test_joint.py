@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_models import VOCAB, stop_in_step_11, tiny_backbone
 
+from mtp_utils.base import records
 from mtp_utils.base.records import Arrays
 from mtp_utils.heads import joint, training
 from mtp_utils.heads.features import FrozenFeatures
@@ -89,6 +90,19 @@ def test_a_stopped_run_goes_on_and_ends_as_an_undisturbed_one_to_the_bit(monkeyp
     resumed = joint_training(f, v, SPEC, how)
     assert sum(calls) == 21 and straight["loss"].shape == (20, 2)  # 10, the one that was stopped, 10
     assert straight.keys() == resumed.keys() and all(np.array_equal(straight[n], resumed[n]) for n in straight)
+
+
+def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(monkeypatch):
+    clock, told, real = iter(range(10**6)), [], joint.joint_losses
+    monkeypatch.setattr(joint.time, "monotonic", lambda: float(next(clock)))  # a second for every look at it
+    monkeypatch.setattr(records, "_EARLIER", told)
+    given = {"features": text(), "validation": text(n=3, seed=1), "spec": SPEC, "how": HOW}
+    stop_in_step_11(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        records.measured_arrays("05_stopped", joint_training, profile="smoke", **given)
+    monkeypatch.setattr(joint, "joint_losses", real)
+    found = records.measured_arrays("05_stopped", joint_training, profile="smoke", **given)
+    assert len(told) == 1 and told[0] > 9 and found.seconds > told[0] + 9
 
 
 KILLED = """
