@@ -183,6 +183,13 @@ def last_only(model: PreTrainedModel) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
+def padding_counted(model: PreTrainedModel) -> int | None:
+    """The padding token where a model counts positions from its number on and leaves it out (RoBERTa's kin), else None."""
+    if not any(kind in model.config.model_type for kind in BEHIND_PADDING):
+        return None
+    return next((m.padding_idx for m in model.modules() if hasattr(m, "position_embeddings") and hasattr(m, "padding_idx")), None)
+
+
 def position_limit(config) -> float:
     """The most tokens that a model of this configuration reads; infinite where its positions are not counted."""
     config = config.get_text_config()

@@ -14,21 +14,23 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 from ..backbones.anatomy import last_only
+from .places import Places
 
 CACHE_BYTES = 256 * 2**20  # of the candidates of one pass; and of the caches that are kept for the next level
 LOGIT_BYTES = 104 * 2**20  # of one pass
 PASS = 512  # candidates of one pass, at most
 STEPS = 16  # tokens that a cache is led on one by one; further ones are read together with the prefix, anew
-NAMES = ("past_key_values", "cache_params", "state")  # what models call their cache
+NAMES = ("past_key_values", "cache_params", "state", "past_buckets_states")  # what models call their cache
 
 
 class Expanded:
     """p(. | prefix, path) for whole levels of paths, position by position; arguments as Packed's."""
 
     capacity = 2**16
+    together = True  # several candidates in one pass
 
     def __init__(self, model, ids, rows, t):
-        self.model, self.ids, self.rows, self.t = model, ids, rows, t
+        self.model, self.ids, self.rows, self.t, self.places = model, ids, rows, t, Places(model, ids)
         self.where_from = None, None  # the last root whose cache was made, and that cache
         self.kept, self.room = {}, CACHE_BYTES
         parameters = inspect.signature(model.forward).parameters
@@ -37,12 +39,14 @@ class Expanded:
             raise NotImplementedError("no cache")
         self.placed = "position_ids" in parameters  # some count them wrongly from the cache of their first layer
         columns, where = t.unique(return_inverse=True)
-        out = model(input_ids=ids, use_cache=True, **({"logits_to_keep": columns} if "logits_to_keep" in parameters else {}))
-        self.logits = out.logits[rows, t if out.logits.shape[1] == ids.shape[1] else where]  # (P, V)
-        self.cache = out.get(self.name)
+        kept = {"logits_to_keep": columns} if "logits_to_keep" in parameters else {}
+        outs = [model(input_ids=part, use_cache=True, **kept) for part in ids.split(len(ids) if self.together else 1)]
+        logits = torch.cat([out.logits for out in outs])
+        self.logits = logits[rows, t if logits.shape[1] == ids.shape[1] else where]  # (P, V)
+        self.cache = outs[0].get(self.name)
         if self.cache is None:
             raise NotImplementedError("no cache comes back")
-        self.cut = can_be_cut(self.cache, ids.shape[1])
+        self.cut = self.together and can_be_cut(self.cache, ids.shape[1])
         if not self.cut:
             self.cache = None
 
@@ -58,30 +62,33 @@ class Expanded:
             size = self.step(cache)
             for start in range(first, last, size):
                 stop = min(start + size, last)
-                yield start, stop, self.after(cache, int(self.t[root]), level.path(start, stop))
+                yield start, stop, self.after(cache, root, level.path(start, stop))
 
     def step(self, cache):
         """Candidates of one pass."""
+        if not self.together:
+            return 1
         fits = min(CACHE_BYTES // max(1, size_of(cache)), LOGIT_BYTES // self.logits[0].nbytes)
         return max(1, min(PASS, fits))
 
-    def after(self, cache, t, path):
-        """Logits (n, V) after each path (n, depth) below position t, to which that cache of one row leads."""
-        cache = mapped(cache, lambda x: x.expand(len(path), *x.shape[1:]) if self.cut else x.repeat_interleave(len(path), 0))
-        return (self.run if self.cut else self.led)(path, t + 1, cache)[0]
+    def after(self, cache, root, path):
+        """Logits (n, V) after each path (n, depth) below that root, to which that cache of one row leads."""
+        cache = mapped(cache, lambda x: x.expand(len(path), *x.shape[1:]) if self.cut else repeated(x, len(path)))
+        places = self.places.behind(self.rows[root].expand(len(path)), self.t[root].expand(len(path)), path)
+        return (self.run if self.cut else self.led)(path, places, cache)[0]
 
-    def run(self, ids, start=0, cache=None):
-        """Logits (n, V) after the last token of ids (n, m), which stand at positions from `start`, and the cache after it."""
+    def run(self, ids, places=None, cache=None):
+        """Logits (n, V) after the last token of ids (n, m), which stand at those places (n, m), and the cache after it."""
         given = {} if cache is None else {self.name: cache}
         if self.placed and cache is not None:
-            given["position_ids"] = torch.arange(start, start + ids.shape[1], device=ids.device).expand(len(ids), -1)
+            given["position_ids"] = places
         out = self.model(input_ids=ids, use_cache=True, **given, **last_only(self.model))
         return out.logits[:, -1], out.get(self.name)
 
-    def led(self, ids, start, cache):
+    def led(self, ids, places, cache):
         """`run`, a token at a time, as in generation."""
-        for i, token in enumerate(ids.split(1, 1)):
-            logits, cache = self.run(token, start + i, cache)
+        for token, place in zip(ids.split(1, 1), places.split(1, 1), strict=True):
+            logits, cache = self.run(token, place, cache)
         return logits, cache
 
     def cache_of(self, root):
@@ -95,8 +102,9 @@ class Expanded:
         ids = self.ids[row : row + 1, : t + 1]
         ahead = math.inf if last is None or int(self.rows[last]) != row else t - int(self.t[last])
         if 0 <= ahead <= STEPS:
-            cache = mapped(cache, torch.clone)
-            cache = self.led(ids[:, t + 1 - ahead :], t + 1 - ahead, cache)[1] if ahead else cache
+            cache, new = mapped(cache, torch.clone), ids[:, t + 1 - ahead :]
+            places = self.places.behind(self.rows[root, None], self.t[last, None], new)
+            cache = self.led(new, places, cache)[1] if ahead else cache
         else:
             cache = self.run(ids)[1]
         self.where_from = root, cache
@@ -104,6 +112,12 @@ class Expanded:
             self.room -= size_of(cache)
             self.kept[root] = cache
         return cache
+
+
+class OneByOne(Expanded):
+    """A candidate at a time: for models whose own step is right of one text alone."""
+
+    together = False
 
 
 def can_be_cut(cache, length):
@@ -115,7 +129,7 @@ def can_be_cut(cache, length):
 
 
 def mapped(thing, change):
-    """A copy of a cache, every tensor of it changed: change(tensor), the batch its first dimension."""
+    """A copy of a cache, every tensor of it changed: change(tensor)."""
     if torch.is_tensor(thing):
         return change(thing) if thing.ndim else thing
     if isinstance(thing, (list, tuple)):
@@ -127,6 +141,11 @@ def mapped(thing, change):
     found = copy.copy(thing)
     vars(found).update({name: mapped(x, change) for name, x in vars(thing).items()})
     return found
+
+
+def repeated(x, times):
+    """A copy of a tensor of one row for so many: the batch is its first dimension of one (some keep others before it)."""
+    return x.repeat_interleave(times, x.shape.index(1)) if 1 in x.shape else x.clone()
 
 
 def size_of(cache):

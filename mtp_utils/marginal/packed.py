@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from ..backbones.anatomy import unembed, unembeds
 from ..backbones.wrapped import decoder
 from .attention import NAME, Plan, serving
+from .places import Places
 
 _switching = threading.RLock()  # of all models: they may share a configuration
 KEPT_BYTES = 256 * 2**20  # keys and values of the tree that may be held at once
@@ -112,7 +113,7 @@ class Packed:
     """
 
     def __init__(self, model, ids, rows, t):
-        self.model, self.rows, self.t = model, rows, t
+        self.model, self.rows, self.t, self.places = model, rows, t, Places(model, ids)
         self.budget = CPU if ids.device.type == "cpu" else ACCELERATOR
         self.cache = DynamicCache()
         self.cache.layer_class_to_replicate = PrefixLayer
@@ -189,10 +190,11 @@ class Packed:
         root = level.root[start:stop]
         t, rows = self.t[root], self.rows[root]
         plan = Plan(self.layers, rows, t, level.depth, self.budget.queries, level.lineage(start, stop))
-        with attention_switched(self.model), serving(plan), positions_told(self.model, t + level.depth):
+        places = self.places.behind(rows, t, level.path(start, stop))[:, -1]
+        with attention_switched(self.model), serving(plan), positions_told(self.model, places):
             out = run(
                 input_ids=level.token[None, start:stop],
-                position_ids=(t + level.depth)[None],
+                position_ids=places[None],
                 past_key_values=self.cache,
                 use_cache=True,
             )

@@ -6,10 +6,10 @@ import weakref
 
 import torch
 
-from ..backbones.anatomy import last_only, position_limit
+from ..backbones.anatomy import last_only, padding_counted, position_limit
 from ..backbones.rounding import coarsest, computed_in, in_float32, state_of
 from ..base.refusals import first_line
-from .expanded import Expanded
+from .expanded import Expanded, OneByOne
 from .expansion import Level
 from .packed import Packed
 
@@ -53,7 +53,7 @@ def active_lengths(config, longest):
 
 
 def engine_for(model, longest):
-    """(engine, why none before it): Packed, Expanded or Reference, the first that this very model's self-check allows."""
+    """(engine, why none before it): Packed, Expanded, OneByOne or Reference, the first that this very model's check allows."""
     config = model.config.get_text_config()
     lengths = active_lengths(config.to_dict(), longest)
     other = set(active_lengths(config.to_dict(), torch.inf).values()) - set(lengths.values())
@@ -72,14 +72,14 @@ def engine_for(model, longest):
         return seen[key, longest][1]
 
     answer, reasons, conclusive = Reference, [], True
-    for engine in (Packed, Expanded):
+    for engine, said in ((Packed, ""), (Expanded, "; nor is its cache of use: "), (OneByOne, "; nor one by one: ")):
         reason, sure = checked(model, engine, max(1, total - 2), lengths, wide if engine is Packed else None)
         conclusive &= sure
         if reason is None:
             answer = engine
             break
-        reasons.append(reason)
-    answer = answer, "; nor is its cache of use: ".join(reasons) or None
+        reasons.append("" if any(reason in x for x in reasons[1:]) else said + reason)
+    answer = answer, "".join(reasons) or None
     if conclusive:
         known[key, longest] = answer
     return answer
@@ -122,6 +122,8 @@ def compare(model, engine, length, lengths, tolerance=None):
     rows = torch.tensor([0] * (length > 1) + [1] * len(inner), device=model.device)
     roots = torch.arange(len(t), device=model.device)
     a, b, c = (torch.randperm(vocab, generator=generator).repeat(3)[:3]).tolist()
+    if (padding := padding_counted(model)) is not None and padding < vocab:
+        ids[1, length // 2], a = padding, padding
 
     def below(level, tokens):
         index = torch.arange(len(level.root), device=t.device).repeat_interleave(len(tokens))

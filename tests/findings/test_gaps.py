@@ -177,7 +177,7 @@ def test_everywhere_is_all_eligible_positions_and_agrees_with_the_scored_ones(ru
     found, few = gaps.everywhere(run, bench, [arm]), gaps.scored(run, bench, [arm])
     both = found.merge(few[few.label_source == "data"], on=["document", "position"], validate="one_to_one")
     assert len(found) == sum(by_hand) and len(both) == int(text.scored.sum())
-    assert np.abs(both["log_prob_x"] - both["log_prob_y"]).max() < 1e-5
+    assert np.abs(both["log_prob_x"] - both["log_prob_y"]).max() < 1e-3
 
 
 def test_of_a_translation_all_german_labels_are_eligible_and_no_english_one(backbone):

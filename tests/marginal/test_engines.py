@@ -12,11 +12,13 @@ from transformers import (
     MambaConfig,
     MiniCPM3Config,
     MptConfig,
+    RobertaConfig,
+    RwkvConfig,
     SmolLM3Config,
 )
 
 from mtp_utils.marginal import expanded
-from mtp_utils.marginal.expanded import Expanded
+from mtp_utils.marginal.expanded import Expanded, OneByOne
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
 from mtp_utils.marginal.reference import checked, engine_for
@@ -87,6 +89,35 @@ def test_how_a_cache_is_led_and_repeated_changes_nothing(change, monkeypatch):
             other = future_log_probs(model, ids, 3, **call)
         assert (one.log_probs.exp() - other.log_probs.exp()).abs().max() < 1e-5
         assert torch.equal(one.num_candidates, other.num_candidates)
+
+
+@pytest.mark.parametrize("padding", (1, 3))
+def test_positions_behind_a_padding_token_are_counted_as_the_model_does(padding):
+    config = RobertaConfig(**WIDE | dict(pad_token_id=padding), is_decoder=True)
+    model = random_model(config, torch.float32)
+    ids = torch.tensor([[3, 1, 4, 3, 3, 5], [2, 6, 5, 1, 1, 2]])  # with padding tokens that are text
+    for offset in (1, 2, 3):  # all candidates: the padding token too
+        ours, right = (future_log_probs(model, ids, offset, exact=True, reference=r).log_probs for r in (False, True))
+        assert (ours - right).abs().max() < 1e-4
+    assert engine_for(model, 9) == (Packed, None)
+    with torch.no_grad():
+        assert checked(model, Expanded, 9, {}) == (None, True)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be packed")
+def test_a_step_that_is_right_of_one_text_alone_serves_one_candidate_at_a_time():
+    config = RwkvConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, context_length=32, bos_token_id=0, eos_token_id=0)
+    model, ids = random_model(config, torch.float32), torch.tensor([[3, 1, 4, 6], [2, 6, 5, 1]])
+    for offset in (2, 3):
+        ours, right = (future_log_probs(model, ids, offset, top_k=3, reference=r).log_probs for r in (False, True))
+        assert (ours - right).abs().max() < 1e-4
+    assert engine_for(model, 7)[0] is OneByOne
+
+
+def test_a_row_is_repeated_where_its_batch_is():
+    keys, places = torch.rand(1, 2, 5, 3), torch.arange(15).view(3, 1, 5)
+    assert torch.equal(expanded.repeated(keys, 4), keys.expand(4, -1, -1, -1))
+    assert torch.equal(expanded.repeated(places, 4), places.expand(-1, 4, -1))
 
 
 def test_the_prefix_has_logits_of_the_wanted_positions_alone():
