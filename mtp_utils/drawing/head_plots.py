@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .style import LABEL, MARKERS, NAMES, STYLE, errors, legend_beside, line, log_params, new_axes, titled
+from .style import LABEL, MARKERS, NAMES, STYLE, errors, legend_beside, line, log_params, new_axes, new_grid, titled
 
 BUDGET = {"train_tokens": "positions the heads were trained on", "operations": "multiply-adds of training"}
 OFFSETS = {1: "ntp", 2: "offset2", 3: "offset3", 4: "offset4"}
@@ -122,9 +122,7 @@ def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figur
 
     summary: corpus, n_params, name, metric, value, ...; metrics: name of the metric -> label of its axis."""
     corpora = list(dict.fromkeys(summary["corpus"]))
-    figure, _ = new_axes(1, width=3.6 * len(corpora), height=3.1 * len(metrics))
-    figure.clear()
-    grid = figure.subplots(len(metrics), len(corpora), squeeze=False, sharey="row")
+    figure, grid = new_grid(len(metrics), len(corpora), width=3.6, height=3.1, sharey="row")
     for axes, (metric, label) in zip(grid, metrics.items(), strict=True):
         for ax, corpus in zip(axes, corpora, strict=True):
             for name in dict.fromkeys(summary["name"]):

@@ -15,8 +15,8 @@ def overview(table: pd.DataFrame) -> Figure:
     """Top-1 accuracy above, bits per character below, a column a kind of text; a model of several sizes is a line.
 
     table: model, n_params_total, corpus, offset, metric, value, ..."""
-    corpora = [c for c in (*PANELS, *dict.fromkeys(table["corpus"])) if c in set(table["corpus"])]
-    corpora = list(dict.fromkeys(corpora))
+    known = set(table["corpus"])
+    corpora = [c for c in dict.fromkeys((*PANELS, *table["corpus"])) if c in known]
     models = list(dict.fromkeys(table["model"]))
     figure, axes = new_grid(len(METRICS), len(corpora), width=3.1, height=2.6, sharex=True, sharey="row")
     for row, (metric, label) in zip(axes, METRICS.items(), strict=True):

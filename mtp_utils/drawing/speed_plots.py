@@ -5,7 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .style import MARKERS, SIZES, STYLE, errors, legend_beside, new_axes, titled
+from .style import MARKERS, SIZES, STYLE, errors, legend_beside, new_axes, new_grid, titled
 
 DRAFTERS = {  # name -> colour, marker, line style
     "frozen heads": STYLE["frozen"],
@@ -63,9 +63,7 @@ def against_acceptance(table: pd.DataFrame, columns: dict[str, str], title: str)
     """Acceptance at offset 2 of each kind of heads against what was known of it before: a row a column of the table, a panel a
     corpus, a marker a rung. table: corpus, backbone, acceptance and the columns; columns: name -> label of its axis."""
     corpora, rungs = (list(dict.fromkeys(table[name])) for name in ("corpus", "backbone"))
-    figure, _ = new_axes(1, width=3.5 * len(corpora), height=2.9 * len(columns))
-    figure.clear()
-    grid = figure.subplots(len(columns), len(corpora), squeeze=False, sharey="col")
+    figure, grid = new_grid(len(columns), len(corpora), width=3.5, height=2.9, sharey="col")
     colours = sns.color_palette("colorblind", len(rungs))
     for axes, (column, label) in zip(grid, columns.items(), strict=True):
         for ax, corpus in zip(axes, corpora, strict=True):
@@ -81,9 +79,8 @@ def against_acceptance(table: pd.DataFrame, columns: dict[str, str], title: str)
 def scorecard(verdicts: pd.DataFrame, thresholds: dict[str, float], title: str) -> Figure:
     """Each claim's effect with its interval, in its own unit, and the line it has to lie right of. verdicts: claim, effect,
     ci_low, ci_high, verdict."""
-    figure, _ = new_axes(1, width=7.6, height=0.85 * len(verdicts) + 0.6)
-    figure.clear()
-    axes = figure.subplots(len(verdicts), 1, squeeze=False)[:, 0]
+    figure, grid = new_grid(len(verdicts), 1, width=7.6, height=0.85 + 0.6 / len(verdicts))
+    axes = grid[:, 0]
     looks = {"reproduced": ("#0072B2", "o"), "partly": ("#56B4E9", "s"), "inconclusive": ("#7f7f7f", "D")}
     for ax, row in zip(axes, verdicts.to_dict("records"), strict=True):
         colour, marker = looks.get(row["verdict"], ("#D55E00", "X"))

@@ -67,16 +67,15 @@ NAMES = {
 
 
 def new_axes(n: int, width: float = 3.4, height: float = 3.2, **options):
-    sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False})
-    figure = Figure(figsize=(width * n, height), layout="constrained")
-    axes = figure.subplots(1, n, squeeze=False, **options)[0]
-    return figure, axes
+    """figure, axes[column] of one row of panels; width and height of a panel in inches."""
+    figure, grid = new_grid(1, n, width, height, **options)
+    return figure, grid[0]
 
 
 def new_grid(rows: int, columns: int, width: float, height: float, **options):
     """As new_axes, of several rows: figure, axes[row][column]."""
-    figure, _ = new_axes(1, width * columns, height * rows)
-    figure.clear()
+    sns.set_theme(style="ticks", context="notebook", rc={"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False})
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 

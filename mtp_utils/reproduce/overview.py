@@ -65,17 +65,15 @@ def table(root: Path) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def draw(root: Path) -> list[str]:
-    """Draw the first figure of the README into the folder of figures, from the tables that are published there; its files."""
+def draw(root: Path) -> None:
+    """Draw the figure over all runs into the folder of figures, from the tables that are published there, if there are any."""
     rows = table(root)
     if rows.empty:
-        return []
-    figure, names = overview(rows), []
+        return
+    figure = overview(rows)
     for kind in ("png", "svg"):
         write_atomic(root / f"{STEM}.{kind}", artifacts.picture(figure, kind))
-        names.append(f"{STEM}.{kind}")
     write_table(root / f"{STEM}.csv", rows, {"alt": ALT, "tables": _digests(root)})
-    return [*names, f"{STEM}.csv", f"{STEM}.json"]
 
 
 def outdated(root: Path) -> list[tuple[str, str, str]]:
