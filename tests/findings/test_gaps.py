@@ -39,6 +39,7 @@ def run(tmp_path, monkeypatch):
 @pytest.fixture
 def bench(run, backbone, text, monkeypatch):
     monkeypatch.setattr(blocks, "stream", lambda c, s, t: np.random.default_rng(len(s)).integers(1, 1024, 4000).astype(np.uint16))
+    monkeypatch.setattr(blocks, "begins", lambda c, s, t: np.arange(0, 4000, 400))
     return arms.bench_of(run, backbone, {"prose": text})
 
 
