@@ -120,6 +120,10 @@ class Study:
         epochs = -(-tokens // self.bench.train.tokens.numel())
         return kind(rate, tokens, blocks=arms.STEP, epochs=epochs, **how)
 
+    def over(self, tokens: int) -> "Study":
+        """The same on less text: so many tokens of it, in the more epochs."""
+        return replace(self, bench=self.bench.on(tokens))
+
     def seeded(self, found: Trained) -> list[Trained]:
         """The same with every seed of the profile."""
         each = [replace(found.arm.training, seed=seed) for seed in self.run.profile.joint_seeds]

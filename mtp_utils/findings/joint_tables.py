@@ -15,14 +15,15 @@ def on_data(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def training_table(ways: dict[str, list[Trained]]) -> pd.DataFrame:
-    """What each way was and cost: positions, settled rates (the backbone's as a multiple of the heads'), cross-entropy on
-    validation at offset 2 and, where the backbone was trained, at the next token before and after; 10^12 operations and seconds
-    of one run (those of a stopped one together)."""
+    """What each way was and cost: positions, epochs over the text, settled rates (the backbone's as a multiple of the heads'),
+    cross-entropy on validation at offset 2 and, where the backbone was trained, at the next token before and after; 10^12
+    operations and seconds of one run (those of a stopped one together)."""
     rows = []
     for way, (one, *_) in ways.items():
         found, heads = one.arm.arrays.values, one.arm.spec is not None
         ntp = found.get("ntp_validation", np.full(1, np.nan))
-        row = {"positions": one.tokens, "rate": one.rates[0], "backbone x": one.rates[1] if one.kind == "joint" else 0.0}
+        row = {"positions": one.tokens, "epochs": one.arm.training.epochs, "rate": one.rates[0]}
+        row |= {"backbone x": one.rates[1] if one.kind == "joint" else 0.0}
         row |= {"offset 2": one.loss if heads else np.nan, "ntp before": ntp[0]}
         row |= {"ntp after": ntp[found["kept"][0] if heads and one.kind == "joint" else -1]}
         rows.append({"way": way, **row, "10^12 operations": one.operations / 1e12, "seconds": one.arm.arrays.seconds})

@@ -4,8 +4,10 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from mtp_utils.findings.joint_heads import settled
+from mtp_utils.findings.joint_heads import Study, settled
+from mtp_utils.heads.training import Training
 
 
 def trained(best: tuple[float, ...], calls: list, diverges_above: float = math.inf):
@@ -41,3 +43,12 @@ def test_rates_at_which_it_diverges_are_no_candidates(capsys):
     assert calls[0] == (0.1,) and found.rates[0] < 2e-2 and "not finite" in capsys.readouterr().out
     with pytest.raises(FloatingPointError, match="none of the rates"):
         settled(trained((1e-3,), [], diverges_above=0.0), (0.1,), 3)
+
+
+def test_less_text_is_read_in_the_more_epochs():
+    def bench(tokens):
+        return SimpleNamespace(train=SimpleNamespace(tokens=torch.zeros(tokens // 256, 256)), on=bench)
+
+    study = Study(None, {}, bench(8192), None, 1e-3)
+    found = [study.over(text)._how(Training, 1e-3, 8192) for text in (8192, 2048, 1024)]
+    assert [how.epochs for how in found] == [1, 4, 8] and {(how.tokens, how.blocks) for how in found} == {(8192, 4)}
