@@ -9,6 +9,9 @@ import pandas as pd
 from ..backbones.load import Backbone
 from ..text import blocks as blocks_module
 from . import controls, measures, metrics, stored
+from .claims import LABELS, OFFSET
+from .marginal_claims import slopes
+from .ngrams import PREDICTORS
 from .scoring import Tokenizer
 
 KS = (1, 4, 16, 64, 256)
@@ -131,3 +134,30 @@ def dose_response(run, backbone: Backbone, part, scores: pd.DataFrame) -> pd.Dat
     both = pd.concat([scores[(scores.corpus == "translation") & scores.backbone.isin(run.profile.backbones)], gold])
     both["rate"] = both["document"].map(dict(zip(part.documents, part.rates, strict=True)))
     return metrics.summarise(both, ["backbone", "rate"], ["cross_entropy", "top1"])
+
+
+def slopes_beside(scores: pd.DataFrame, counted: pd.DataFrame, n_params: dict[str, int], runs: dict) -> pd.DataFrame:
+    """C2 (size), shown and not judged: `marginal_claims.slopes`, per factor of four in parameters, of two measures in which the
+    next token plays no part of its own: `excess`, CE2 - CE1 in nats, and `lead`, the marginal's top-1 minus the skip-trigram's.
+
+    Rungs that lose to the trigram at offset 1 are left out, by corpus; fewer than three left: no row. scores: the marginal's on
+    data labels at offsets 1 and 2; counted: of stored.control_scores, of any one backbone; n_params, runs: as `slopes` has them.
+    """
+    trigram = counted[(counted.predictor == PREDICTORS[-1]) & (counted.label_source == LABELS)]
+    keys, found = ["document", "position"], []
+    for corpus, group in scores.groupby("corpus", sort=False):
+        theirs = trigram[trigram.corpus == corpus]
+        next_token, after = (group[group.offset == k] for k in (1, OFFSET))
+        losses = next_token.groupby("backbone")["log_prob"].mean()
+        knows = losses.index[losses > theirs[theirs.offset == 1]["log_prob"].mean()]
+        kept = {rung: n for rung, n in n_params.items() if rung in knows}
+        if len(kept) < 3:
+            continue
+        both = after.merge(next_token[["backbone", *keys, "log_prob"]], on=["backbone", *keys], suffixes=("", "_next"))
+        both = both.merge(theirs[theirs.offset == OFFSET][[*keys, "top1"]], on=keys, suffixes=("", "_trigram"))
+        measures = {"excess": both["log_prob"] - both["log_prob_next"], "lead": both["top1_trigram"] - both["top1"]}
+        of_kept = {name: run for name, run in runs.items() if name in knows and run[0] in kept}
+        for measure, values in measures.items():  # `slopes` takes the negative of a log_prob
+            table = slopes(both.assign(log_prob=values), kept, of_kept).drop(columns=["effect", "p"])
+            found.append(table.assign(measure=measure, rungs=len(kept)))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

@@ -198,6 +198,30 @@ def test_kinds_of_text_are_judged_by_the_less_certain_of_excess_and_lead_on_tran
     columns = ["kind", "against", "measure", "effect", "ci_low", "ci_high", "p", "n_documents"]
     found = marginal_claims.c2_data(pd.DataFrame(rows, columns=columns), "b")
     assert (found.verdict, found.effect) == (verdict, lead) and "catalogues" in found.contrast
+    table = pd.DataFrame(rows, columns=columns)
+    known, not_known = (marginal_claims.c2_data(table, "b", unknown=u).text for u in ((), ("catalogues",)))
+    assert not_known.startswith(known) and "loses to the trigram on catalogues" in not_known[len(known) :]
+
+
+def test_slopes_of_excess_and_lead_leave_out_rungs_that_lose_at_their_own_task():
+    rng, sizes, rows = np.random.default_rng(0), {f"r{i}": 1000 * 4**i for i in range(5)}, []
+    for d in range(100):
+        hard, spread = rng.normal(), rng.random(3)
+        for i, rung in enumerate(sizes):  # excess falls by .2 and the lead rises by .1 per factor four, from r1 on
+            next_token = -3.0 + 0.3 * i + hard if i else -9.0
+            rows.append((rung, "marginal", 1, d, 0.0, next_token))
+            rows.append((rung, "marginal", 2, d, float(spread[0] < 0.1 + 0.1 * i), next_token - 2.0 + 0.2 * i))
+        rows += [("r4", "skip_trigram", 1, d, 0.0, -5.0 + hard), ("r4", "skip_trigram", 2, d, float(spread[1] < 0.1), -6.0)]
+    table = pd.DataFrame(rows, columns=["backbone", "predictor", "offset", "document", "top1", "log_prob"])
+    table = table.assign(corpus="prose", position=40, label_source="data")
+    marginal, counted = (table[(table.predictor == "marginal") == which] for which in (True, False))
+    runs = {rung: (rung, 0) for rung in sizes}
+    found = marginal_tables.slopes_beside(marginal, counted, sizes, runs).set_index("measure")
+    assert (found["rungs"] == 4).all() and found.loc["excess", "slope"] == pytest.approx(-0.2)
+    lead = found.loc["lead"]
+    assert 0 < lead.ci_low < 0.1 < lead.ci_high
+    few = {rung: sizes[rung] for rung in ("r0", "r1", "r2")}
+    assert marginal_tables.slopes_beside(marginal, counted, few, {rung: (rung, 0) for rung in few}).empty
 
 
 def test_bits_per_character_are_nats_by_the_length_of_the_tokens_that_are_predicted(backbone, text):

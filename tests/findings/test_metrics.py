@@ -141,7 +141,16 @@ def test_c1_claims_nothing_of_equal_predictors():
 
 def test_c1_is_not_judged_on_a_backbone_that_loses_at_its_own_task():
     verdict = marginal_claims.c1(marginal_claims.c1_effects(fake_scores(-0.2, own=-0.2), "b"), "b")
-    assert verdict.verdict == "inconclusive" and "loses to the trigram on code, prose" in verdict.text
+    assert verdict.verdict == "inconclusive" and "Not testable on code, prose" in verdict.text
+
+
+def test_a_corpus_that_the_backbone_does_not_know_leaves_c1_to_the_others():
+    known, unknown = fake_scores(0.3), fake_scores(-0.3, own=-0.2)
+    scores = pd.concat([known[known.corpus == "code"], unknown[unknown.corpus == "prose"]])
+    verdict = marginal_claims.c1(marginal_claims.c1_effects(scores, "b"), "b")
+    assert verdict.verdict == "partly" and verdict.effect > 0 and "not testable on prose" in verdict.contrast
+    lost = pd.concat([fake_scores(-0.3).query("corpus == 'code'"), unknown[unknown.corpus == "prose"]])
+    assert marginal_claims.c1(marginal_claims.c1_effects(lost, "b"), "b").verdict == "not reproduced"
 
 
 def test_one_metric_that_is_worse_stops_c1():
