@@ -85,6 +85,13 @@ CONTRASTS = {
                 "which does so on both kinds of translation, and is ahead of every control on code (top-1 by 0.170) and prose "
                 "(0.150), had been seen by then",
             ),
+            (
+                "2026-11-28",
+                "the means are adjusted for how the scored position differs from the other eligible ones of its document in what "
+                "is cheap to know of all of them: the backbone's loss of the next two tokens, and the control's own score (a "
+                "regression estimator). Plain means on w256: top-1 on prose +0.015 [-0.035, 0.070] over the cache n-gram model, "
+                "code +0.115, translation +0.370",
+            ),
         ),
     ),
     "C2 (size)": Contrast(

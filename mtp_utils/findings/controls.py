@@ -13,7 +13,9 @@ from ..text import blocks as blocks_module
 from ..text import corpora
 from ..text.grammar import translation
 from ..text.tokens import encode, front_of, vocabulary_of
-from . import ngrams, scoring
+from . import scoring
+from .counting import Counts
+from .ngrams import CACHED, PREDICTORS
 from .scoring import Labels, Tokenizer, score
 
 
@@ -22,43 +24,41 @@ def control_table(tokenizer: Tokenizer, blocks, labels: Labels, name: str, split
     offset; text: the digest of what is counted. `estimator` names what the cache model was chosen to be on validation text."""
     frames = []
     for offset in range(1, blocks.horizon + 1):
-        found = _control_log_probs(tokenizer, blocks, split, text, offset).items()
-        frames += [score(log_probs, labels.table, offset, name, *what) for what, log_probs in found]
+        counts, models = counted(tokenizer, blocks, split, text, offset)
+        sources = list(labels.table[labels.table.offset == offset].groupby("label_source", sort=False))
+        found = counts.scores(np.stack([rows["label"].to_numpy() for _, rows in sources], 1), models)
+        for predictor, (order, weight) in models.items():
+            plain = "counts" if predictor in PREDICTORS else f"{order} tokens, the document's own x {weight:g}"
+            for i, (_, rows) in enumerate(sources):
+                about = {"backbone": name, "predictor": predictor, "estimator": plain}
+                of_source = {what: values[:, i] for what, values in found[predictor].items()}
+                frames.append(rows.drop(columns="label").assign(**about, **of_source))
     return pd.concat(frames, ignore_index=True)
 
 
-_counted = {}  # of small vocabularies: the same for every backbone
-KEPT = 4096  # tokens of a vocabulary, at most; of a larger one they are gigabytes
+_counted = {}  # of one text: the same for every backbone
 
 
-def _control_log_probs(tokenizer: Tokenizer, blocks, split: str, text: str, offset: int) -> dict:
-    """(predictor, estimator) -> (positions, vocab) log-probs of the counting controls at an offset, nats."""
-    vocabulary = vocabulary_of(tokenizer.tokenizer)
-    key = tokenizer.fingerprint, blocks.fingerprint, split, text, vocabulary
+def counted(tokenizer: Tokenizer, blocks, split: str, text: str, offset: int) -> tuple[Counts, dict[str, tuple[int, float]]]:
+    """What follows the scored positions of these blocks, counted on a split of the same corpus; and the controls: predictor ->
+    (tokens of context, what a token of the document counts), the cache model's chosen on validation text."""
+    key = tokenizer.fingerprint, blocks.fingerprint, split, text
     if key not in _counted:
         _counted.clear()
         _counted[key] = {}
-    if offset in _counted[key]:
-        return _counted[key][offset]
-    read = [f(blocks.corpus, split, tokenizer.tokenizer) for f in (blocks_module.stream, blocks_module.begins)]
-    row, t = np.nonzero(blocks.scored.numpy())
-    prefixes = [blocks.tokens[r, : e + 1].numpy() for r, e in zip(row, t, strict=True)]
-    found = ngrams.ngram_probs(*read, _contexts(prefixes)[:, -2:], offset, vocabulary)
-    found = {(predictor, "counts"): torch.from_numpy(np.log(probs)) for predictor, probs in found.items()}
-    asked, tried = _validation_positions(tokenizer.tokenizer, blocks.corpus, offset)
-    order, weight = ngrams.Counts(*read, _contexts(asked), asked, offset, vocabulary).best(tried)
-    probs = ngrams.Counts(*read, _contexts(prefixes), prefixes, offset, vocabulary).probs(order, weight)
-    found[ngrams.CACHED, f"{order} tokens, the document's own x {weight:g}"] = torch.from_numpy(np.log(probs))
-    if vocabulary <= KEPT:
-        _counted[key][offset] = found
-    return found
+    if offset not in _counted[key]:
+        read = [f(blocks.corpus, split, tokenizer.tokenizer) for f in (blocks_module.stream, blocks_module.begins)]
+        row, t = np.nonzero(blocks.scored.numpy())
+        prefixes = [blocks.tokens[r, : e + 1].numpy() for r, e in zip(row, t, strict=True)]
+        asked, tried = _validation_positions(tokenizer.tokenizer, blocks.corpus, offset)
+        size = offset, vocabulary_of(tokenizer.tokenizer)
+        models = {predictor: (order, 0.0) for order, predictor in enumerate(PREDICTORS)}
+        models[CACHED] = Counts(*read, asked, *size).best(tried)
+        _counted[key][offset] = Counts(*read, prefixes, *size), models
+    return _counted[key][offset]
 
 
 ASKED = 400  # positions of validation text at which the cache model is chosen
-
-
-def _contexts(prefixes: list) -> np.ndarray:
-    return np.stack([prefix[-ngrams.ORDERS[-1] :] for prefix in prefixes]).astype(np.int64)
 
 
 def _validation_positions(tokenizer, corpus: str, offset: int, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from . import metrics
+from . import metrics, variates
 from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, verdict_on
 from .ngrams import CONTROLS, PREDICTORS
 
@@ -13,17 +13,23 @@ POWER = 1.96 + 0.84  # standard errors that an effect needs for 80 % power at a 
 TRANSLATIONS = ("translation", "catalogues")  # whose continuation is nearly given by the text before; by our grammar, by people
 
 
-def c1_effects(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
+def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | None = None) -> pd.DataFrame:
     """C1, every comparison: marginal minus control in top-1, control minus marginal in cross-entropy (both: more is better),
     on data labels at offsets 1 and 2, paired by position, by corpus, metric and control; found_with_80: the effect that as many
-    documents would have told from 0 with 80 % power. scores: rows of stored.marginal_scores and control_scores."""
+    documents would have told from 0 with 80 % power. scores: rows of stored.marginal_scores and control_scores; everywhere: of
+    stored.variates_of, with which offset 2 is adjusted, and `variance` says what is left of the plain means' variance."""
     here = scores[(scores.backbone == backbone) & scores.offset.isin([1, OFFSET]) & (scores.label_source == LABELS)]
     rows = []
     for (corpus, offset), group in here.groupby(["corpus", "offset"], sort=False):
         marginal = group[group.predictor == "marginal"]
         for metric, column in (("top1", "top1"), ("cross_entropy", "log_prob")):
             for control in CONTROLS:
-                found = metrics.paired(marginal, group[group.predictor == control], column)
+                theirs = group[group.predictor == control]
+                if everywhere is None or offset != OFFSET:
+                    found = metrics.paired(marginal, theirs, column) | {"variance": 1.0}
+                else:
+                    known = everywhere[(everywhere.corpus == corpus) & (everywhere.predictor == control)]
+                    found = variates.paired(marginal, theirs, column, known.drop(columns="predictor"))
                 least = POWER * (found["ci_high"] - found["ci_low"]) / (2 * 1.96)
                 row = {"corpus": corpus, "offset": offset, "metric": metric, "control": control, **found}
                 rows.append(row | {"found_with_80": least})

@@ -4,8 +4,8 @@ import pandas as pd
 
 from ..backbones.anatomy import rows_of
 from ..base import records
-from ..text.blocks import stream_digest
-from . import controls, measures
+from ..text.blocks import everywhere, stream_digest
+from . import controls, measures, variates
 from .scoring import Labels, Tokenizer
 
 DRAWN = ("sampled", "greedy")  # label sources beyond the data's own
@@ -111,3 +111,20 @@ def control_scores(run, backbone, blocks) -> pd.DataFrame:
         run.measure(f"01_greedy_path_{stem}", controls.greedy_path_table, **common),
     ]
     return pd.concat(frames, ignore_index=True)
+
+
+def variates_of(run, backbone, blocks) -> pd.DataFrame:
+    """What is known at *all* eligible positions of these blocks' documents, for variates.paired: by predictor of counting and
+    position the backbone's loss of the next two tokens, and what that predictor says of the token after next."""
+    wide, stem = everywhere(blocks, backbone.tokenizer), stem_of(backbone, blocks)
+    split = run.profile.control_split
+    given = {"split": split, "text": stream_digest(blocks.corpus, split, backbone.tokenizer)}
+    next_tokens = run.measure(f"01_next_everywhere_{stem}", variates.next_tokens_table, backbone=backbone, blocks=wide)
+    of_counting = run.measure(
+        f"01_counting_everywhere_{blocks.corpus}",
+        variates.counting_table,
+        tokenizer=Tokenizer(backbone.tokenizer),
+        blocks=wide,
+        **given,
+    )
+    return of_counting.merge(next_tokens, on=["corpus", "document", "position"], validate="many_to_one")

@@ -8,7 +8,7 @@ from scipy import stats
 
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base import records
-from mtp_utils.findings import controls, marginal_claims, marginal_tables, measures, scoring, stored
+from mtp_utils.findings import controls, marginal_claims, marginal_tables, measures, metrics, scoring, stored, variates
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
 from mtp_utils.marginal.rows import one_prefix
@@ -245,15 +245,56 @@ def test_next_token_losses_are_each_documents_own_whatever_stands_beside_it(back
         assert abs(found["cross_entropy"][row] - float(loss)) < 1e-4 and found["n_tokens"][row] == ids.shape[1] - 1
 
 
-def test_counting_controls_of_a_large_vocabulary_are_not_kept_and_are_the_same(backbone, text, labels, monkeypatch):
-    given = {"tokenizer": scoring.Tokenizer(backbone.tokenizer), "blocks": text, "labels": labels, "name": "b", "split": "heads"}
+def test_counting_is_done_once_for_all_backbones_and_tells_label_sources_apart(backbone, text, labels, monkeypatch):
+    given = {"tokenizer": scoring.Tokenizer(backbone.tokenizer), "blocks": text, "labels": labels, "split": "heads", "text": "t"}
     controls._counted.clear()
-    kept = controls.control_table(**given, text="t")
-    assert sum(map(len, controls._counted.values())) == text.horizon
-    monkeypatch.setattr(controls, "KEPT", 100)
-    controls._counted.clear()
-    pd.testing.assert_frame_equal(controls.control_table(**given, text="t"), kept)
-    assert not any(controls._counted.values())
+    first = controls.control_table(**given, name="a")
+    monkeypatch.setattr(controls, "Counts", None)  # nothing is counted again
+    second = controls.control_table(**given, name="b")
+    pd.testing.assert_frame_equal(first.drop(columns="backbone"), second.drop(columns="backbone"))
+    keys = ["document", "position", "offset", "label_source"]
+    assert first.groupby("predictor")[keys].apply(lambda x: not x.duplicated().any()).all()
+    both = first.merge(labels.table, on=["corpus", *keys], validate="many_to_one")
+    of_unigram = both[(both.predictor == "unigram") & (both.offset == 2)]
+    assert of_unigram.groupby("label")["log_prob"].nunique().max() == 1  # one label, one probability, whatever the source
+    assert of_unigram.groupby("label_source")["log_prob"].sum().nunique() == 3
+
+
+def test_what_is_known_everywhere_is_what_the_model_and_counting_say_at_each_position(backbone, text, labels):
+    wide = blocks.everywhere(text, backbone.tokenizer)
+    found, keys = variates.next_tokens_table(backbone, wide), ["document", "position"]
+    assert len(found) == int(wide.scored.sum()) > len(text.documents) * 2
+    for row in (0, len(found) - 1):
+        document, t = found["document"][row], int(found["position"][row])
+        ids = text.tokens[text.documents.index(document), : t + 3][None]
+        with torch.no_grad():
+            log_probs = backbone.model(ids[:, :-1]).logits[0].log_softmax(-1)
+        for name, at in (("next", t), ("after", t + 1)):
+            assert found[f"{name}_log_prob"][row] == pytest.approx(float(log_probs[at, ids[0, at + 1]]), abs=1e-4)
+            assert found[f"{name}_top1"][row] == float(log_probs[at].argmax() == ids[0, at + 1])
+    given = {"tokenizer": scoring.Tokenizer(backbone.tokenizer), "split": "heads", "text": "t"}
+    counted = variates.counting_table(blocks=wide, **given)
+    at_scored = controls.control_table(blocks=text, labels=labels, name="b", **given)
+    at_scored = at_scored[(at_scored.offset == 2) & (at_scored.label_source == "data")]
+    both = counted.merge(at_scored, on=[*keys, "predictor"], validate="one_to_one")
+    assert len(both) == len(at_scored) and np.allclose(both["log_prob_x"], both["log_prob_y"])
+    assert (both["top1_x"] == both["top1_y"]).all()
+
+
+def test_a_difference_that_the_variates_know_everywhere_is_the_mean_over_all_positions():
+    rng, rows = np.random.default_rng(0), []
+    for d in range(80):
+        rows += [(f"d{d}", t, rng.normal()) for t in range(30)]
+    everywhere = pd.DataFrame(rows, columns=["document", "position", "known"]).assign(corpus="prose")
+    scored = everywhere.groupby("document").sample(1, random_state=1)
+    first, second = scored.assign(log_prob=2 * scored["known"] + 1), scored.assign(log_prob=0.0)
+    found = variates.paired(first, second, "log_prob", everywhere)
+    truth = 2 * everywhere.groupby("document")["known"].mean().mean() + 1
+    plain = metrics.paired(first, second, "log_prob")
+    assert found["effect"] == pytest.approx(truth, abs=0.02) and abs(plain["effect"] - truth) > 0.05
+    assert found["variance"] < 0.1 and plain["ci_high"] - plain["ci_low"] > 3 * (found["ci_high"] - found["ci_low"])
+    with pytest.raises(ValueError, match="same positions everywhere"):
+        variates.paired(first[1:], second, "log_prob", everywhere)
 
 
 def test_what_stands_behind_a_position_does_not_move_its_marginal_and_a_look_ahead_would_be_seen(backbone, text, monkeypatch):

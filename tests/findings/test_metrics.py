@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mtp_utils.findings import marginal_claims, metrics, ngrams, scoring
+from mtp_utils.findings import counting, marginal_claims, metrics, ngrams, scoring, variates
 from mtp_utils.text.offsets import labels_at, labels_of, predictions_at
 
 
@@ -189,31 +189,58 @@ def test_slope_interval_holds_the_spread_of_training_runs():
 
 
 @pytest.mark.parametrize(("offset", "weight"), [(1, 0.0), (2, 3.0), (3, 16.0)])
-def test_the_cache_model_equals_loops_over_the_text_and_over_the_documents_own_words(offset, weight):
+def test_counting_equals_loops_over_the_text_and_over_the_documents_own_words(offset, weight):
     rng = np.random.default_rng(offset)
-    vocab, end = 5, 0
+    vocab, end = 7, 0
     stream = rng.integers(0, vocab, 400).astype(np.uint16)
-    begins = np.flatnonzero(stream == end)
     prefixes = [rng.integers(1, vocab, n) for n in (4, 30, 60)]
-    found = ngrams.Counts(stream, begins, np.stack([p[-3:] for p in prefixes]), prefixes, offset, vocab).probs(3, weight)
+    counts = counting.Counts(stream, np.flatnonzero(stream == end), prefixes, offset, vocab)
+    models = {n: (n, weight) for n in range(4)}
+    found = counts.scores(np.tile(np.arange(vocab), (len(prefixes), 1)), models)  # every token as a label
     for row, prefix in enumerate(prefixes):
         p = np.full(vocab, 1 / vocab)
         for n in range(4):
-            counts = np.zeros(vocab)
+            c = np.zeros(vocab)
             for text, factor, first in ((stream, 1, end), (prefix, weight, None)):
                 for t in range(max(n - 1, 0), len(text) - offset):
                     a = t - max(n - 1, 0)
                     crosses = first is not None and (text[a + 1 : t + offset + 1] == first).any()
                     if not crosses and list(text[t - n + 1 : t + 1] if n else []) == list(prefix[len(prefix) - n :]):
-                        counts[text[t + offset]] += factor
-            d = max((counts > 0).sum(), counts.sum() == 0)
-            p = (counts + d * p) / (counts.sum() + d)
-        assert np.allclose(found[row], p, atol=1e-12) and found[row].sum() == pytest.approx(1)
+                        c[text[t + offset]] += factor
+            d = max((c > 0).sum(), c.sum() == 0)
+            p = (c + d * p) / (c.sum() + d)
+            of = {what: values[row] for what, values in found[n].items()}
+            assert np.allclose(np.exp(of["log_prob"]), p, atol=1e-12) and p.sum() == pytest.approx(1)
+            order = np.argsort(-p, kind="stable")  # a tie is the lower id's
+            assert of["top1"].nonzero()[0].tolist() == order[:1].tolist() and set(of["top5"].nonzero()[0]) == set(order[:5])
 
 
 def test_the_cache_model_is_chosen_by_the_loss_on_the_labels_it_is_asked_with():
     prefixes = [np.tile([1, 2, 3, 4], 10) for _ in range(6)]  # a document that repeats itself, in a text that never does so
     stream = np.concatenate([[0], np.random.default_rng(0).integers(1, 5, 300)]).astype(np.uint16)
-    counts = ngrams.Counts(stream, np.array([0]), np.stack([p[-3:] for p in prefixes]), prefixes, 1, 5)
+    counts = counting.Counts(stream, np.array([0]), prefixes, 1, 5)
     right, wrong = np.full(6, 1), np.full(6, 3)
-    assert counts.best(right)[1] == ngrams.WEIGHTS[-1] and counts.best(wrong)[1] == 0
+    assert counts.best(right)[1] == counting.WEIGHTS[-1] and counts.best(wrong)[1] == 0
+
+
+def test_variates_narrow_an_interval_and_leave_its_mean_and_its_coverage():
+    rng, means, held, widths = np.random.default_rng(0), [], [], []
+    for _ in range(200):
+        of_document = rng.normal(0.3, 0.2, 100)  # what is asked for: its mean, 0.3
+        cheap = rng.normal(size=(100, 50, 2)) + of_document[:, None, None]  # known at all 50 positions of a document
+        dear = of_document[:, None] + 0.8 * (cheap[..., 0] - of_document[:, None]) + rng.normal(0, 0.3, (100, 50))
+        scored = rng.integers(50, size=100)
+        at = np.arange(100)
+        here, all_of = pd.DataFrame(cheap[at, scored]), pd.DataFrame(cheap.mean(1))
+        values = variates.adjusted(pd.Series(dear[at, scored]), here, all_of)
+        error = values.std() / 10
+        means.append(values.mean())
+        held.append(abs(values.mean() - 0.3) < 1.984 * error)
+        widths.append(values.std() / np.std(dear[at, scored]))
+    assert abs(np.mean(means) - 0.3) < 4 * np.std(means) / 200**0.5
+    assert 0.9 < np.mean(held) <= 0.995 and np.mean(widths) < 0.55
+
+
+def test_with_few_documents_nothing_is_adjusted():
+    few = pd.Series([1.0, 2.0, 4.0])
+    assert variates.adjusted(few, pd.DataFrame({"a": [1.0, 2.0, 3.0]}), pd.DataFrame({"a": [0.0, 0.0, 0.0]})).equals(few)
