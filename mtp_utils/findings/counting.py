@@ -1,4 +1,4 @@
-"""Counting as a predictor of the token k ahead: up to three tokens of context, in a text and in the document before, interpolated.
+"""Counting as a predictor of the token k ahead: up to three tokens of context, in a text and the document before, interpolated.
 
 Sparse: of a context only what follows it is held, so neither a large vocabulary nor many positions cost much.
 """
