@@ -9,6 +9,7 @@ import torch
 
 from ..base import ranks
 from ..marginal.future import future_log_probs
+from ..marginal.masks import masked_log_probs
 from ..text import blocks as blocks_module
 from ..text import corpora
 from ..text.grammar import translation
@@ -84,6 +85,17 @@ def greedy_path_table(labels: Labels, name: str) -> pd.DataFrame:
     return others[[*keys, "label_source", "token_class"]].assign(
         backbone=name, predictor="greedy_path", estimator="greedy", log_prob=np.nan, top1=hit, top5=np.nan
     )
+
+
+def esp_table(backbone, blocks, labels: Labels) -> pd.DataFrame:
+    """The training-free rival (marginal/masks.py): mask embeddings behind the prefix, read at offsets 2 to the horizon."""
+    found = {k: [] for k in range(2, blocks.horizon + 1)}
+    for part in scoring.parts_of(blocks, f"masks {backbone.name} {blocks.corpus}"):
+        asked = {"attention_mask": blocks.mask[part], "positions": blocks.scored[part]}
+        for k, rows in masked_log_probs(backbone.model, blocks.tokens[part], blocks.horizon, **asked).items():
+            found[k].append(rows)
+    whole = {k: torch.cat(parts) for k, parts in scoring.gathered(found).items()}
+    return pd.concat([score(x, labels.table, k, backbone.name, "esp", "one pass") for k, x in whole.items()], ignore_index=True)
 
 
 def gold_table(tokenizer: Tokenizer, blocks, labels: Labels, offset: int = 2) -> pd.DataFrame:

@@ -113,6 +113,12 @@ def control_scores(run, backbone, blocks) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def rival_scores(run, backbone, blocks) -> pd.DataFrame:
+    """The scores of the training-free rival on one backbone's labels, from stored tables."""
+    known = labels(run, backbone, blocks)
+    return run.measure(f"01_esp_{stem_of(backbone, blocks)}", controls.esp_table, backbone=backbone, blocks=blocks, labels=known)
+
+
 def variates_of(run, backbone, blocks) -> pd.DataFrame:
     """What is known at *all* eligible positions of these blocks' documents, for variates.paired: by predictor of counting and
     position the backbone's loss of the next two tokens, and what that predictor says of the token after next."""

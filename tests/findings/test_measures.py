@@ -281,6 +281,18 @@ def test_what_is_known_everywhere_is_what_the_model_and_counting_say_at_each_pos
     assert (both["top1_x"] == both["top1_y"]).all()
 
 
+def test_the_rival_is_scored_on_every_label_source_at_the_scored_positions(backbone, text, labels):
+    found = controls.esp_table(backbone, text, labels)
+    assert len(found) == int(text.scored.sum()) * 2 * 3 and set(found["offset"]) == {2, 3}
+    row = found[(found.label_source == "data") & (found.offset == 3)].iloc[-1]
+    at = text.documents.index(row.document)
+    embedded = backbone.model.get_input_embeddings()(text.tokens[at, : row.position + 1])
+    given = torch.cat([embedded, embedded.mean(0, keepdim=True), embedded.mean(0, keepdim=True)])[None]
+    with torch.no_grad():
+        said = backbone.model(inputs_embeds=given).logits[0, -1].log_softmax(-1)
+    assert row.log_prob == pytest.approx(float(said[text.tokens[at, row.position + 3]]), abs=1e-4)
+
+
 def test_a_difference_that_the_variates_know_everywhere_is_the_mean_over_all_positions():
     rng, rows = np.random.default_rng(0), []
     for d in range(80):
