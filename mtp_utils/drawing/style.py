@@ -45,6 +45,9 @@ STYLE = {  # name -> colour, marker, line style
     "mtp twin": ("#0072B2", "D", "--"),
     "offset-2 twin": ("#009E73", "P", "-."),
     "untrained": ("#E69F00", "x", ":"),
+    "probe": ("#0072B2", "o", "-"),
+    "logit lens": ("#7f7f7f", "s", ":"),
+    "Jacobian lens": ("#CC79A7", "D", "--"),
     "before": ("#7f7f7f", "s", "-"),
     "after joint training": ("#0072B2", "D", "--"),
 }

@@ -126,12 +126,12 @@ def layers(summary: pd.DataFrame, backbone: str) -> str:
     return f"{said}\n{backbone}: by a probe (solid), by the lens (dotted); across: counting, offset 2"
 
 
-def twins(summary: pd.DataFrame) -> str:
-    """03: offset 2 read from each kind of backbone, the lowest of its layers."""
+def lowest(summary: pd.DataFrame, what: str) -> str:
+    """03: offset 2 read from each kind of backbone, or in each kind of way, the lowest of its layers."""
     rows = summary[summary.metric == "cross_entropy"]
     kinds = list(dict.fromkeys(rows["kind"]))
     found = each(rows, lambda part: " / ".join(number(part[part.kind == kind]["value"].min()) for kind in kinds))
-    return f"Two tokens ahead, lowest of all layers, {' / '.join(kinds)}: {found} nats\nby a probe on each layer"
+    return f"Two tokens ahead, lowest of all layers, {' / '.join(kinds)}: {found} nats\n{what}"
 
 
 def similarity(table: pd.DataFrame) -> str:

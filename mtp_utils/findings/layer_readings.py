@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..backbones.load import Backbone
 from ..heads.training import heads_from
-from . import arms, gaps, head_claims, head_measures, layers, stored
+from . import arms, gaps, head_claims, head_measures, jacobian, layers, stored
 
 
 def probe_arms(run, bench: arms.Bench, offsets: tuple[int, ...]) -> list[arms.Arm]:
@@ -39,6 +39,18 @@ def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], judge: Backbon
         given = {"backbone": bench.backbone, "blocks": blocks, "labels": stored.labels(run, judge, blocks), "at": offsets}
         scores.append(run.measure(stem, head_measures.lens_table, **given, bf16=bench.train.bf16))
     return Reading(probes, pd.concat(scores, ignore_index=True).assign(backbone=name or bench.backbone.name))
+
+
+def read_ahead(run, bench: arms.Bench, offsets: tuple[int, ...]) -> pd.DataFrame:
+    """Scores of the Jacobian lens of every layer of a backbone on its own data labels: as the lens's of `Reading.scores`."""
+    name = bench.backbone.name.replace("/", "-")
+    read = run.measure_arrays(f"03_jacobians_{name}", jacobian.jacobians, features=bench.train, at=offsets)
+    scores = []
+    for blocks, _ in bench.test.values():
+        given = {"backbone": bench.backbone, "blocks": blocks, "labels": stored.labels(run, bench.backbone, blocks)}
+        stem = f"03_jacobian_lens_{stored.stem_of(bench.backbone, blocks)}"
+        scores.append(run.measure(stem, jacobian.jacobian_table, **given, read=read, at=offsets))
+    return pd.concat(scores, ignore_index=True)
 
 
 def scored_by_layer(run, bench: arms.Bench, readers: list[arms.Arm], readout: str, judge: Backbone) -> pd.DataFrame:
