@@ -11,11 +11,12 @@ from ..text import blocks as blocks_module
 from . import controls, measures, metrics, stored
 from .claims import LABELS, OFFSET
 from .marginal_claims import slopes
-from .ngrams import PREDICTORS
+from .ngrams import CONTROLS, PREDICTORS
 from .scoring import Tokenizer
 
 KS = (1, 4, 16, 64, 256)
 SAMPLED = ({"samples": 64}, {"samples": 256}, {"top_k": 64, "samples": 64}, {"top_k": 128, "samples": 128})
+FEWEST_PACKAGES = 5  # of which errors by package are said
 CONTEXTS = {"32 to 64": 63, "65 to 128": 127, "over 128": blocks_module.CONTEXT}  # tokens of context: the last position in each
 
 
@@ -134,6 +135,30 @@ def dose_response(run, backbone: Backbone, part, scores: pd.DataFrame) -> pd.Dat
     both = pd.concat([scores[(scores.corpus == "translation") & scores.backbone.isin(run.profile.backbones)], gold])
     both["rate"] = both["document"].map(dict(zip(part.documents, part.rates, strict=True)))
     return metrics.summarise(both, ["backbone", "rate"], ["cross_entropy", "top1"])
+
+
+def by_package(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
+    """How much wider C1's contrast would be if packages, not documents, were drawn from a population: by corpus, metric and
+    control the mean difference (marginal ahead: above 0), its standard error with the document as the unit, and with the package
+    that a document's file is of (cluster-robust, CR1: Liang and Zeger 1986); `packages`, and the share of documents of the
+    `largest`. Corpora whose documents are of fewer than FEWEST_PACKAGES are left out."""
+    here = scores[(scores.backbone == backbone) & (scores.offset == OFFSET) & (scores.label_source == LABELS)]
+    keys, rows = ["corpus", "document", "position"], []
+    marginal, columns = here[here.predictor == "marginal"], {"top1": "top1", "cross_entropy": "log_prob"}
+    for control in CONTROLS:
+        both = marginal.merge(here[here.predictor == control], on=keys, suffixes=("", "_control"), validate="one_to_one")
+        for corpus, part in both.groupby("corpus", sort=False):
+            for metric, column in columns.items():
+                d = (part[column] - part[f"{column}_control"]).groupby(part["document"]).mean()
+                packages = d.index.str.split("/").str[0]
+                sizes = packages.value_counts()
+                if len(sizes) >= FEWEST_PACKAGES:
+                    sums = (d - d.mean()).groupby(packages).sum()
+                    clustered = np.sqrt(len(sizes) / (len(sizes) - 1) * (sums**2).sum()) / len(d)
+                    found = {"effect": d.mean(), "error": d.std() / len(d) ** 0.5, "error_by_package": clustered}
+                    about = {"packages": len(sizes), "largest": f"{sizes.index[0]} {sizes.iloc[0] / len(d):.0%}"}
+                    rows.append({"corpus": corpus, "metric": metric, "control": control} | found | about)
+    return pd.DataFrame(rows)
 
 
 def slopes_beside(scores: pd.DataFrame, counted: pd.DataFrame, n_params: dict[str, int], runs: dict) -> pd.DataFrame:

@@ -224,6 +224,28 @@ def test_slopes_of_excess_and_lead_leave_out_rungs_that_lose_at_their_own_task()
     assert marginal_tables.slopes_beside(marginal, counted, few, {rung: (rung, 0) for rung in few}).empty
 
 
+def test_errors_by_package_are_those_of_sums_over_packages_and_equal_the_documents_where_each_has_its_own():
+    rng, rows = np.random.default_rng(0), []
+    for package in range(12):
+        shared = rng.normal()
+        for d in range(10):
+            for predictor in ("marginal", *marginal_claims.CONTROLS):
+                log_prob = shared + rng.normal(0, 0.1) if predictor == "marginal" else 0.0
+                rows.append((f"p{package}/f{d}.py", predictor, float(rng.random() < 0.5), log_prob))
+    scores = pd.DataFrame(rows, columns=["document", "predictor", "top1", "log_prob"])
+    scores = scores.assign(backbone="b", corpus="code", position=40, offset=2, label_source="data")
+    found = marginal_tables.by_package(scores, "b").set_index(["metric", "control"])
+    row = found.loc[("cross_entropy", "unigram")]
+    means = scores[scores.predictor == "marginal"].groupby(scores["document"].str.split("/").str[0])["log_prob"].mean()
+    assert row.error_by_package == pytest.approx(means.std() / 12**0.5, rel=0.01) and row.error_by_package > 2.5 * row.error
+    assert row.packages == 12 and row.largest.endswith("8%")
+    alone = scores.assign(document=scores["document"].str.replace("/", "-"))
+    row = marginal_tables.by_package(alone, "b").iloc[0]
+    assert row.error_by_package == pytest.approx(row.error)
+    few = scores[scores.document.str.startswith(("p1/", "p2/"))]
+    assert marginal_tables.by_package(few, "b").empty
+
+
 def test_bits_per_character_are_nats_by_the_length_of_the_tokens_that_are_predicted(backbone, text):
     length = marginal_tables.characters_per_token(backbone.tokenizer, text)
     behind = [text.tokens[row, t + 1 : t + 4] for row, t in text.scored.nonzero().tolist()]
