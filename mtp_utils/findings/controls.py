@@ -15,8 +15,7 @@ from ..text import corpora
 from ..text.grammar import translation
 from ..text.tokens import encode, front_of, vocabulary_of
 from . import scoring
-from .counting import Counts
-from .ngrams import CACHED, PREDICTORS
+from .counting import CACHED, PLAIN, PREDICTORS, Counts
 from .scoring import Labels, Tokenizer, score
 
 
@@ -53,8 +52,7 @@ def counted(tokenizer: Tokenizer, blocks, split: str, text: str, offset: int) ->
         prefixes = [blocks.tokens[r, : e + 1].numpy() for r, e in zip(row, t, strict=True)]
         asked, tried = _validation_positions(tokenizer.tokenizer, blocks.corpus, offset)
         size = offset, vocabulary_of(tokenizer.tokenizer)
-        models = {predictor: (order, 0.0) for order, predictor in enumerate(PREDICTORS)}
-        models[CACHED] = Counts(*read, asked, *size).best(tried)
+        models = PLAIN | {CACHED: Counts(*read, asked, *size).best(tried)}
         _counted[key][offset] = Counts(*read, prefixes, *size), models
     return _counted[key][offset]
 

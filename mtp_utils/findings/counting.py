@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PREDICTORS = ("unigram", "skip_bigram", "skip_trigram")
+CACHED = "cache_ngram"  # longer contexts, and the document's own words
+CONTROLS = (*PREDICTORS, CACHED)
+PLAIN = {predictor: (order, 0.0) for order, predictor in enumerate(PREDICTORS)}  # as models of Counts
 ORDERS, WEIGHTS = (1, 2, 3), (0.0, 1.0, 4.0, 16.0, 64.0, 256.0)  # tokens of context; what a token of the document counts
 TOP = 5  # ranks below this are exact
 

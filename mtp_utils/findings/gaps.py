@@ -6,8 +6,8 @@ import pandas as pd
 from ..text import blocks as blocks_module
 from . import head_measures, metrics, scoring, stored
 from .arms import Arm, Bench
+from .counting import PREDICTORS
 from .head_measures import SCORES
-from .ngrams import PREDICTORS
 from .stored import stem_of
 
 

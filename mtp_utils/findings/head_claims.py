@@ -9,7 +9,7 @@ import pandas as pd
 
 from . import metrics
 from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, verdict_on
-from .ngrams import PREDICTORS
+from .counting import PREDICTORS
 
 
 def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None = None) -> dict:

@@ -14,10 +14,11 @@ from ..heads.spec import HeadSpec
 from ..heads.training import heads_from
 from ..text import blocks as blocks_module
 from ..text import offsets
-from . import metrics, ngrams, scoring
+from . import metrics, scoring
+from .counting import PLAIN, Counts
 from .scoring import Labels
 
-LARGEST_COUNT = 2**24  # probabilities of a counting control held at once
+LARGEST_COUNT = 2**24  # probabilities of heads beside counting held at once
 SCORES = ("log_prob", "top1", "top5")
 
 
@@ -80,16 +81,15 @@ def validation_table(features: FrozenFeatures, heads: Arrays, spec: HeadSpec, co
     for c, corpus in enumerate(corpora):
         part = slice(c, n_blocks, len(corpora))
         tokens, h = features.tokens[part], model(features.batch(part, model.layers))[2]
-        at = torch.arange(1, length - 2, step)  # the trigram reads the token before
-        label = tokens[:, at + 2].flatten().numpy()
-        log_q = model.log_probs(2, h[:, at.to(h.device)]).flatten(0, 1).cpu()
-        contexts = torch.stack([tokens[:, at - 1], tokens[:, at]], -1).flatten(0, 1).numpy()
+        at = torch.arange(2, length - 2, step)
+        label = tokens[:, at + 2].flatten()
+        log_q = model.log_probs(2, h[:, at.to(h.device)]).flatten(0, 1).gather(1, label[:, None].to(h.device))
+        before = torch.stack([tokens[:, at - 2], tokens[:, at - 1], tokens[:, at]], -1).flatten(0, 1).numpy()
         tokenizer, split = counted["tokenizer"].tokenizer, counted["split"]
         text = blocks_module.stream(corpus, split, tokenizer), blocks_module.begins(corpus, split, tokenizer)
-        probs = ngrams.ngram_probs(*text, contexts, 2, model.vocabulary)
-        each = range(len(label))
-        rows.append({"corpus": corpus, "heads": -float(log_q[each, label].mean())}
-                    | {name: -float(np.log(p[each, label]).mean()) for name, p in probs.items()})  # fmt: skip
+        found = Counts(*text, list(before), 2, model.vocabulary).scores(label[:, None].numpy(), PLAIN)
+        counts = {name: -float(of["log_prob"].mean()) for name, of in found.items()}
+        rows.append({"corpus": corpus, "heads": -float(log_q.mean())} | counts)
     return pd.DataFrame(rows)
 
 

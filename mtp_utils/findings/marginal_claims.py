@@ -7,7 +7,7 @@ from scipy import stats
 
 from . import metrics, variates
 from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, verdict_on
-from .ngrams import CONTROLS, PREDICTORS
+from .counting import CONTROLS, PREDICTORS
 
 POWER = 1.96 + 0.84  # standard errors that an effect needs for 80 % power at a two-sided 5 %
 TRANSLATIONS = ("translation", "catalogues")  # whose continuation is nearly given by the text before; by our grammar, by people

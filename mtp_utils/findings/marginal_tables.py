@@ -10,8 +10,8 @@ from ..backbones.load import Backbone
 from ..text import blocks as blocks_module
 from . import controls, measures, metrics, stored
 from .claims import LABELS, OFFSET
+from .counting import CONTROLS, PREDICTORS
 from .marginal_claims import slopes
-from .ngrams import CONTROLS, PREDICTORS
 from .scoring import Tokenizer
 
 KS = (1, 4, 16, 64, 256)
