@@ -44,6 +44,18 @@ class DraftingHeads:
         return (best, *frozen_heads.for_offsets(run, self.bench, best, run.profile.horizon))
 
 
+def passes_by_labels(run, backbone: Backbone, test: dict, kind: arms.Arm) -> pd.DataFrame:
+    """Passes as `passes_of`, greedy and at temperature 1, drafted by heads of that kind at offset 2 alone that learnt from
+    different labels (frozen_heads.taught_by): `drafter` names the labels."""
+    bench, frames = frozen_heads.bench_for_labels(run, backbone, test, kind), []
+    for labels, arm in frozen_heads.taught_by(run, bench, kind).items():
+        for temperature in (0.0, 1.0):
+            drafting = Drafting("heads", (arm,))
+            found = passes_of(run, backbone, test, f"taught by {labels}", drafting, temperature=temperature)
+            frames.append(found.assign(drafter=labels))
+    return pd.concat(frames, ignore_index=True)
+
+
 def try_drafts(backbone: Backbone, test: dict, new_tokens: int) -> None:
     """CannotDo where a backbone cannot verify drafts behind the longest of the prompts that it has positions for: it is tried."""
     room = position_limit(backbone.model.config) - new_tokens

@@ -128,7 +128,8 @@ def _read_by(backbone: Backbone, spec: HeadSpec) -> tuple[int, ...]:
 
 
 def taught_by(run, bench: arms.Bench, arm: arms.Arm) -> dict[str, arms.Arm]:
-    """train_labels -> the arm's kind at offset 2, tuned on those labels: the text's own, drawn from the backbone, soft."""
+    """train_labels -> the arm's kind at offset 2, tuned on those labels: the text's own, drawn from the backbone, soft, and soft
+    ones by which acceptance is asked for."""
     spec = replace(arm.spec, offsets=(2,))
     return {labels: arms.tuned_arm(run, bench, spec, labels) for labels in TRAIN_LABELS}
 

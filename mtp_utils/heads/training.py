@@ -1,7 +1,10 @@
 """Training heads on the stored states of a frozen backbone: one plain loop, the same for every head and every label.
 
 train_labels: `data` (the text's own tokens), `sampled` (drawn from the backbone along its own continuation), `soft` (the
-backbone's distribution after one path drawn from it, whose expectation is the marginal).
+backbone's distribution p after one path drawn from it, whose expectation is the marginal). Heads learn them by cross-entropy. The
+other two take p as `soft` does and ask for acceptance instead, A = sum_w min(p(w), q(w)), the chance that a token drawn from the
+head's q is kept when p verifies it (Leviathan et al., arXiv 2211.17192, 3.3): the loss is 1 - A (`accepted`) or -log A
+(`log_accepted`).
 """
 
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from .features import FrozenFeatures
 from .heads import Heads
 from .spec import HeadSpec
 
-TRAIN_LABELS = ("data", "sampled", "soft")
+TRAIN_LABELS = ("data", "sampled", "soft", "accepted", "log_accepted")
 NUMBERS = 2**22  # of logits held at once
 MIX_RATE = 10.0  # LayerMix's w and gamma learn at this multiple of the rate
 
@@ -57,8 +60,8 @@ def trained_heads(
     """Heads trained on frozen features, as arrays: `heads.<name>` for each tensor, and what was seen on the way.
 
     The heads of different offsets share nothing: each has its rate, its own clipping and its best check. loss (steps,
-    offsets) and validation (checks, offsets): cross-entropy to the training labels, nats a token; check 0 is before the
-    first step, `kept` (offsets,) the check whose head this is. Every arm of a seed sees the same blocks in the same order.
+    offsets) and validation (checks, offsets): cross-entropy to the training labels, nats a token, or the labels' own loss;
+    check 0 is before the first step, `kept` (offsets,) the check whose head this is. Every arm of a seed sees the same blocks in the same order.
 
     Raises:
         ValueError: more tokens than `features` has, or an offset beyond its drawn labels; FloatingPointError: a loss that
@@ -156,8 +159,9 @@ def heads_from(arrays, backbone, spec: HeadSpec) -> Heads:
 def step_losses(
     heads: Heads, features: FrozenFeatures, rows, labels: str, backward=None, *, states=None, weights: tuple = ()
 ) -> list[float]:
-    """Mean cross-entropy [nats/token] at each offset on some blocks; with `backward`, gradients of their sum, or of the sum
-    weighted by `weights`, into the heads (and into `states`, where those are given instead of the features' own).
+    """Mean loss (cross-entropy [nats/token], or what the labels ask) at each offset on some blocks; with `backward`, gradients
+    of their sum, or of the sum weighted by `weights`, into the heads (and into `states`, where those are given instead of the
+    features' own).
 
     Logits are made, used and let go NUMBERS at a time, one head after another (as Gloeckle et al., arXiv 2404.19737); each
     block's gradient stops at the hidden state and goes through the trunk once.
@@ -170,7 +174,7 @@ def step_losses(
         size = max(1, NUMBERS // heads.vocabulary)
         total = 0.0
         for part, wanted in zip(leaf.split(size), target.split(size), strict=True):
-            loss = _cross_entropy(heads.log_probs(k, part), wanted, teacher).sum() / len(leaf)
+            loss = _losses(heads.log_probs(k, part), wanted, teacher, labels).sum() / len(leaf)
             total += loss.item()
             if backward:
                 backward(weight * loss)
@@ -181,7 +185,7 @@ def step_losses(
 
 
 def validate(heads: Heads, features: FrozenFeatures, labels: str) -> list[float]:
-    """Mean cross-entropy [nats/token] to the labels at each offset, over all blocks of `features`."""
+    """Mean loss [nats/token, or 1] by the labels at each offset, over all blocks of `features`."""
     return over_blocks(lambda part: step_losses(heads, features, part, labels), len(features.tokens))
 
 
@@ -203,13 +207,17 @@ def _aligned(features: FrozenFeatures, rows, labels: str, offset: int, hidden: t
     return h.flatten(0, 1), target.flatten(0, 1).to(h.device)
 
 
-def _cross_entropy(log_probs: torch.Tensor, target: torch.Tensor, teacher) -> torch.Tensor:
-    """(positions,) nats: -log q of a token, or - sum_w p(w) log q(w) where the target is the teacher's state p is made from."""
+def _losses(log_probs: torch.Tensor, target: torch.Tensor, teacher, labels: str) -> torch.Tensor:
+    """(positions,): -log q of a token, nats; where the target is the teacher's state that p is made from, - sum_w p(w) log q(w),
+    or what asks for acceptance."""
     if target.ndim == 1:
         return -log_probs.gather(1, target[:, None])[:, 0]
     with torch.autocast(target.device.type, enabled=False):
         p = unembed(teacher, target).float().softmax(-1)
-    return -(p * log_probs).sum(-1)
+    if labels == "soft":
+        return -(p * log_probs).sum(-1)
+    accepted = torch.minimum(p, log_probs.exp()).sum(-1)
+    return 1 - accepted if labels == "accepted" else -accepted.clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
 def head_groups(heads: Heads, offset: int, rate: float) -> list[dict]:

@@ -6,6 +6,7 @@ import torch
 from tiny_models import VOCAB, tiny_backbone
 
 from mtp_utils.backbones.anatomy import unembed
+from mtp_utils.base.records import Arrays
 from mtp_utils.heads import features, training
 from mtp_utils.heads.features import FrozenFeatures, sampled_paths
 from mtp_utils.heads.heads import Heads
@@ -114,12 +115,23 @@ def test_gradients_in_parts_are_those_of_the_whole_loss(monkeypatch, labels, spe
             losses.append(torch.nn.functional.nll_loss(q.flatten(0, 1), f.paths.tokens[..., k - 1].flatten()))
         else:
             p = unembed(f.backbone.model, torch.from_numpy(f.paths.states[:, :, k - 1]).float()).softmax(-1)
-            losses.append(-(p * q).sum(-1).mean())
+            kept = (p - (p - q.exp()).clamp_min(0)).sum(-1)  # sum of min(p, q)
+            asked = {"soft": -(p * q).sum(-1), "accepted": 1 - kept, "log_accepted": -kept.log()}
+            losses.append(asked[labels].mean())
     assert found == pytest.approx([x.item() for x in losses], abs=1e-5)
     sum(losses).backward()
     theirs = [p.grad for p in heads.parameters()]
     assert all((a is None) == (b is None) for a, b in zip(ours, theirs, strict=True))
     assert all((a - b).abs().max() < 1e-5 for a, b in zip(ours, theirs, strict=True) if a is not None)
+
+
+def test_a_head_that_is_asked_for_acceptance_is_accepted_more_often_than_one_that_is_asked_for_cross_entropy():
+    f, spec, found = frozen(blocks=8), HeadSpec("linear", unembedding="own", offsets=(2,)), {}
+    for labels in ("soft", "accepted"):
+        arrays = trained_heads(f, f, spec, Training(3e-2, f.tokens.numel() * 40, labels, epochs=40))
+        heads = heads_from(Arrays(arrays, ""), f.backbone, spec)
+        found[labels] = [training.validate(heads, f, asked)[0] for asked in ("soft", "accepted")]
+    assert found["accepted"][1] < found["soft"][1] and found["soft"][0] < found["accepted"][0]
 
 
 def test_heads_learn_a_sequence_in_which_every_token_tells_the_later_ones():
