@@ -61,8 +61,9 @@ def trained_heads(
 
     The heads of different offsets share nothing: each has its rate, its own clipping and its best check. loss (steps,
     offsets) and validation (checks, offsets): cross-entropy to the training labels, nats a token, or the labels' own loss;
-    check 0 is before the first step, `kept` (offsets,) the check whose head this is. Every arm of a seed sees the same blocks in the same order.
-
+    offsets) and validation (checks, offsets): cross-entropy to the training labels, nats a token, or the labels' own loss; check
+    0 is before the first step, `kept` (offsets,) the check whose head this is. Every arm of a seed sees the same blocks in the
+    same order.
     Raises:
         ValueError: more tokens than `features` has, or an offset beyond its drawn labels; FloatingPointError: a loss that
             is not finite.
