@@ -60,10 +60,10 @@ def trained_heads(
     """Heads trained on frozen features, as arrays: `heads.<name>` for each tensor, and what was seen on the way.
 
     The heads of different offsets share nothing: each has its rate, its own clipping and its best check. loss (steps,
-    offsets) and validation (checks, offsets): cross-entropy to the training labels, nats a token, or the labels' own loss;
     offsets) and validation (checks, offsets): cross-entropy to the training labels, nats a token, or the labels' own loss; check
     0 is before the first step, `kept` (offsets,) the check whose head this is. Every arm of a seed sees the same blocks in the
     same order.
+
     Raises:
         ValueError: more tokens than `features` has, or an offset beyond its drawn labels; FloatingPointError: a loss that
             is not finite.
