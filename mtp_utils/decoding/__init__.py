@@ -9,6 +9,6 @@ from mtp_utils import hand_on
 __getattr__, __dir__, __all__ = hand_on(
     __name__,
     decode=("Decoded", "draft_and_verify", "greedy_decode"),
-    drafters=("HeadDrafter", "LookupDrafter", "MarginalDrafter"),
+    drafters=("HeadDrafter", "LookupDrafter", "MarginalDrafter", "MaskDrafter"),
     rates=("acceptance", "mean_acceptance_length", "speed_up"),
 )

@@ -13,6 +13,7 @@ from ..backbones.wrapped import plain
 from ..base.refusals import require
 from ..heads.heads import Heads
 from ..marginal.future import future_log_probs
+from ..marginal.masks import masked_log_probs
 
 ANSWERS = 2**26  # numbers of the prefixes' answers of one call of future_log_probs
 
@@ -88,6 +89,28 @@ class MarginalDrafter:
                 if fits.any():
                     f = future_log_probs(self.model, ids, i + 2, **where, **self.estimators[i + 2])
                     found[first : first + together, i, :n][fits] = f.rows.topk(n).indices.cpu()
+        return found
+
+
+class MaskDrafter:
+    """The most likely tokens behind mask embeddings (marginal/masks.py), the rival that needs no training: here a row's draft is
+    a pass of its own, which ESP takes together with the verifying one. Nothing where the model's positions end."""
+
+    layers = ()
+
+    def __init__(self, model, depth: int = 3):
+        self.model, self.depth = plain(model), depth
+
+    def __call__(self, tokens: list[list[int]], states, widths: tuple[int, ...], memory) -> torch.Tensor:
+        found = torch.full((len(tokens), len(widths), max(widths)), -1)
+        for row, seen in enumerate(tokens):
+            depth = min(len(widths), int(min(position_limit(self.model.config), 10**9)) - len(seen))  # prefix, and depth masks
+            if depth < 1:
+                continue
+            last = torch.arange(len(seen) - 1)[None] == len(seen) - 2
+            rows = masked_log_probs(self.model, torch.tensor([seen[:-1]]), depth + 1, positions=last)
+            for i, n in enumerate(widths[:depth]):
+                found[row, i, :n] = rows[i + 2][0].topk(n).indices
         return found
 
 

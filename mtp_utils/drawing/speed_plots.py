@@ -13,6 +13,7 @@ DRAFTERS = {  # name -> colour, marker, line style
     "joint heads": STYLE["joint"],
     "marginal": STYLE["marginal"],
     "prompt lookup": STYLE["skip_bigram"],
+    "ESP masks": STYLE["esp"],
 }
 
 

@@ -22,7 +22,7 @@ from ..base.refusals import first_line
 from ..base.runtime import progress, seed_for
 from ..decoding.checks import check_attention
 from ..decoding.decode import draft_and_verify
-from ..decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
+from ..decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter, MaskDrafter
 from ..heads.training import heads_from
 
 ROWS, BYTES = 100, 2**32  # prompts decoded side by side where no time is taken, and what their cache may hold
@@ -33,7 +33,8 @@ REPEATS = 2
 
 @dataclass(frozen=True)
 class Drafting:
-    """Which drafter: `lookup`, `marginal` or `heads`, whose arrays and specs are given; widths of its tree (None: a chain)."""
+    """Which drafter: `lookup`, `marginal`, `masks` or `heads`, whose arrays and specs are given; widths of its tree (None: a
+    chain)."""
 
     kind: str
     arms: tuple = ()
@@ -50,6 +51,8 @@ class Drafting:
             return HeadDrafter(*(heads_from(arm.arrays, backbone, arm.spec) for arm in self.arms))
         if self.kind == "lookup":
             return LookupDrafter(DEPTH)
+        if self.kind == "masks":
+            return MaskDrafter(backbone.model, DEPTH)
         vocab = rows_of(backbone.model.get_output_embeddings())
         return MarginalDrafter(backbone.model, {k: given | {"top_k": min(given["top_k"], vocab)} for k, given in PATH.items()})
 

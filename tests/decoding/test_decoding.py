@@ -11,11 +11,12 @@ from tiny_models import VOCAB, perturbed, tiny_backbone, tiny_model
 from transformers import XLMConfig, XLMWithLMHeadModel
 
 from mtp_utils.decoding.decode import draft_and_verify, greedy_decode
-from mtp_utils.decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter
+from mtp_utils.decoding.drafters import HeadDrafter, LookupDrafter, MarginalDrafter, MaskDrafter
 from mtp_utils.decoding.rates import acceptance, mean_acceptance_length, speed_up
 from mtp_utils.decoding.verify import tree_of
 from mtp_utils.heads.heads import Heads
 from mtp_utils.heads.spec import HeadSpec
+from mtp_utils.marginal.masks import masked_log_probs
 
 NAMES = ("gpt_neox", "llama", "gpt2", "opt", "qwen3")
 NEW = 12
@@ -53,8 +54,22 @@ def drafters(b, answers):
         "block": HeadDrafter(perturbed(Heads(b, HeadSpec("block", offsets=(3, 2))))),
         "two": HeadDrafter(Heads(b, HeadSpec("linear", offsets=(3,))), Heads(b, HeadSpec("linear", 1, offsets=(2,)))),
         "marginal": MarginalDrafter(b.model, {2: {"exact": True}, 3: {"top_k": 3}}),
+        "masks": MaskDrafter(b.model),
         "lookup": LookupDrafter(),
     }
+
+
+def test_masks_draft_what_their_outputs_say_and_nothing_where_positions_end():
+    b = tiny_backbone(dtype=torch.float64)
+    seen = PROMPTS[0].tolist()
+    found = MaskDrafter(b.model, 2)([seen], None, (2, 1), {})
+    says = masked_log_probs(b.model, PROMPTS[0][None, :-1], 3)  # the last token is the certain one
+    assert found[0, 0].tolist() == says[2][-1].topk(2).indices.tolist()
+    assert found[0, 1].tolist() == [int(says[3][-1].argmax()), -1]
+    b.model.config.max_position_embeddings = len(seen) + 1
+    assert (MaskDrafter(b.model, 2)([seen], None, (2, 1), {})[0, 1] == -1).all()
+    b.model.config.max_position_embeddings = len(seen)
+    assert (MaskDrafter(b.model, 2)([seen], None, (2, 1), {}) == -1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
