@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from . import metrics, variates
+from . import metrics
 from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, verdict_on
 from .counting import CONTROLS, PREDICTORS
 
@@ -29,7 +29,7 @@ def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | N
                     found = metrics.paired(marginal, theirs, column) | {"variance": 1.0}
                 else:
                     known = everywhere[(everywhere.corpus == corpus) & (everywhere.predictor == control)]
-                    found = variates.paired(marginal, theirs, column, known.drop(columns="predictor"))
+                    found = metrics.paired_with(marginal, theirs, column, known.drop(columns="predictor"))
                 least = POWER * (found["ci_high"] - found["ci_low"]) / (2 * 1.96)
                 row = {"corpus": corpus, "offset": offset, "metric": metric, "control": control, **found}
                 rows.append(row | {"found_with_80": least})

@@ -7,6 +7,7 @@ import pandas as pd
 from scipy import stats
 
 RESAMPLES = 2000
+FEWEST = 10  # documents a variate, below which nothing is adjusted
 
 
 def mean_interval(values: np.ndarray, documents: np.ndarray) -> tuple[float, float, float]:
@@ -67,6 +68,43 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> dict[str, 
     means = pd.Series(difference).groupby(both["document"]).mean()
     p = float(stats.ttest_1samp(means, 0.0).pvalue) if np.ptp(means) > 0 else float(value == 0)
     return {"effect": value, "ci_low": low, "ci_high": high, "p": p, "n_documents": len(means), "n_positions": len(difference)}
+
+
+def paired_with(first: pd.DataFrame, second: pd.DataFrame, metric: str, everywhere: pd.DataFrame) -> dict[str, float]:
+    """As `paired`, adjusted by variates: everywhere (corpus, document, position and variates, all columns but these
+    three) at all eligible positions, the scored ones of `first` among them. `variance`: what is left of it, as a share."""
+    keys = ["document", "position"]
+    both = first[[*keys, metric]].merge(second[[*keys, metric]], on=keys, validate="one_to_one")
+    difference = (both[f"{metric}_x"] - both[f"{metric}_y"]).groupby(both["document"]).mean()
+    moving = everywhere.drop(columns=["corpus", "position"])
+    here = everywhere.merge(both[keys], on=keys, validate="one_to_one").drop(columns=["corpus", "position"])
+    if not len(first) == len(second) == len(both) == len(here):
+        sides = f"{len(first)} and {len(second)} rows, {len(both)} shared, {len(here)} with variates"
+        raise ValueError(f"paired_with() needs the same positions everywhere: {sides}")
+    values = adjusted(difference, here.groupby("document").mean(), moving.groupby("document").mean())
+    effect, low, high = (float(x[0]) for x in intervals(values.to_numpy()[:, None]))
+    p = float(stats.ttest_1samp(values, 0.0).pvalue) if np.ptp(values) > 0 else float(effect == 0)
+    found = {"effect": effect, "ci_low": low, "ci_high": high, "p": p, "n_documents": len(values), "n_positions": len(both)}
+    return found | {"variance": float(values.var() / difference.var()) if difference.var() > 0 else 1.0}
+
+
+def adjusted(means: pd.Series, here: pd.DataFrame, everywhere: pd.DataFrame) -> pd.Series:
+    """The regression estimator of a mean (Cochran 1977, Sampling Techniques, chapter 7) with several variates, as values by
+    document whose mean and spread are those of the estimate.
+
+    means (documents,): of what is known at the scored positions alone; here, everywhere (documents, variates): means of the
+    variates over the scored and over all eligible positions. Scored positions are drawn at random from the eligible ones, so
+    that here - everywhere is 0 in the mean, and means - (here - everywhere) b has the mean of `means` whatever b is: b by least
+    squares, and what is left scaled up to the variance of the intercept. Fewer than FEWEST documents a variate: as they are.
+    """
+    moved = (here - everywhere).loc[means.index].to_numpy()
+    n, design = len(moved), np.column_stack([np.ones(len(moved)), moved[:, moved.std(0) > 1e-12]])
+    if n < FEWEST * (design.shape[1] - 1):
+        return means
+    inverse = np.linalg.pinv(design.T @ design)
+    fitted = inverse @ design.T @ means.to_numpy()
+    scale = np.sqrt((n - 1) / (n - design.shape[1]) * n * inverse[0, 0])
+    return pd.Series(fitted[0] + scale * (means.to_numpy() - design @ fitted), means.index)
 
 
 def cka(states: list[np.ndarray]) -> np.ndarray:

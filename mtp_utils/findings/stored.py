@@ -120,7 +120,7 @@ def rival_scores(run, backbone, blocks) -> pd.DataFrame:
 
 
 def variates_of(run, backbone, blocks) -> pd.DataFrame:
-    """What is known at *all* eligible positions of these blocks' documents, for variates.paired: by predictor of counting and
+    """What is known at *all* eligible positions of these blocks' documents, for metrics.paired_with: by predictor of counting and
     position the backbone's loss of the next two tokens, and what that predictor says of the token after next."""
     wide, stem = everywhere(blocks, backbone.tokenizer), stem_of(backbone, blocks)
     split = run.profile.control_split

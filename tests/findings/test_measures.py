@@ -322,13 +322,13 @@ def test_a_difference_that_the_variates_know_everywhere_is_the_mean_over_all_pos
     everywhere = pd.DataFrame(rows, columns=["document", "position", "known"]).assign(corpus="prose")
     scored = everywhere.groupby("document").sample(1, random_state=1)
     first, second = scored.assign(log_prob=2 * scored["known"] + 1), scored.assign(log_prob=0.0)
-    found = variates.paired(first, second, "log_prob", everywhere)
+    found = metrics.paired_with(first, second, "log_prob", everywhere)
     truth = 2 * everywhere.groupby("document")["known"].mean().mean() + 1
     plain = metrics.paired(first, second, "log_prob")
     assert found["effect"] == pytest.approx(truth, abs=0.02) and abs(plain["effect"] - truth) > 0.05
     assert found["variance"] < 0.1 and plain["ci_high"] - plain["ci_low"] > 3 * (found["ci_high"] - found["ci_low"])
     with pytest.raises(ValueError, match="same positions everywhere"):
-        variates.paired(first[1:], second, "log_prob", everywhere)
+        metrics.paired_with(first[1:], second, "log_prob", everywhere)
 
 
 def test_what_stands_behind_a_position_does_not_move_its_marginal_and_a_look_ahead_would_be_seen(backbone, text, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mtp_utils.findings import counting, marginal_claims, metrics, scoring, variates
+from mtp_utils.findings import counting, marginal_claims, metrics, scoring
 from mtp_utils.text.offsets import labels_at, labels_of, predictions_at
 
 
@@ -204,7 +204,7 @@ def test_variates_narrow_an_interval_and_leave_its_mean_and_its_coverage():
         scored = rng.integers(50, size=100)
         at = np.arange(100)
         here, all_of = pd.DataFrame(cheap[at, scored]), pd.DataFrame(cheap.mean(1))
-        values = variates.adjusted(pd.Series(dear[at, scored]), here, all_of)
+        values = metrics.adjusted(pd.Series(dear[at, scored]), here, all_of)
         error = values.std() / 10
         means.append(values.mean())
         held.append(abs(values.mean() - 0.3) < 1.984 * error)
@@ -215,4 +215,4 @@ def test_variates_narrow_an_interval_and_leave_its_mean_and_its_coverage():
 
 def test_with_few_documents_nothing_is_adjusted():
     few = pd.Series([1.0, 2.0, 4.0])
-    assert variates.adjusted(few, pd.DataFrame({"a": [1.0, 2.0, 3.0]}), pd.DataFrame({"a": [0.0, 0.0, 0.0]})).equals(few)
+    assert metrics.adjusted(few, pd.DataFrame({"a": [1.0, 2.0, 3.0]}), pd.DataFrame({"a": [0.0, 0.0, 0.0]})).equals(few)
