@@ -104,7 +104,7 @@ class MaskDrafter:
     def __call__(self, tokens: list[list[int]], states, widths: tuple[int, ...], memory) -> torch.Tensor:
         found = torch.full((len(tokens), len(widths), max(widths)), -1)
         for row, seen in enumerate(tokens):
-            depth = min(len(widths), int(min(position_limit(self.model.config), 10**9)) - len(seen))  # prefix, and depth masks
+            depth = min(len(widths), position_limit(self.model.config) - len(seen))  # the prefix, and so many masks
             if depth < 1:
                 continue
             last = torch.arange(len(seen) - 1)[None] == len(seen) - 2

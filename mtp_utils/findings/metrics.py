@@ -63,11 +63,15 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> dict[str, 
         raise ValueError(
             f"paired() needs the same positions on both sides: {len(first)} and {len(second)} rows, {len(both)} shared"
         )
-    difference = (both[f"{metric}_1"] - both[f"{metric}_2"]).to_numpy()
-    value, low, high = mean_interval(difference, both["document"].to_numpy())
-    means = pd.Series(difference).groupby(both["document"]).mean()
-    p = float(stats.ttest_1samp(means, 0.0).pvalue) if np.ptp(means) > 0 else float(value == 0)
-    return {"effect": value, "ci_low": low, "ci_high": high, "p": p, "n_documents": len(means), "n_positions": len(difference)}
+    means = (both[f"{metric}_1"] - both[f"{metric}_2"]).groupby(both["document"]).mean()
+    return _against_zero(means) | {"n_positions": len(both)}
+
+
+def _against_zero(means: pd.Series) -> dict[str, float]:
+    """effect, ci_low, ci_high, p, n_documents of documents' means: their mean, its interval, and the two-sided p of a t-test."""
+    effect, low, high = (float(x[0]) for x in intervals(means.to_numpy()[:, None]))
+    p = float(stats.ttest_1samp(means, 0.0).pvalue) if np.ptp(means) > 0 else float(effect == 0)
+    return {"effect": effect, "ci_low": low, "ci_high": high, "p": p, "n_documents": len(means)}
 
 
 def paired_with(first: pd.DataFrame, second: pd.DataFrame, metric: str, everywhere: pd.DataFrame) -> dict[str, float]:
@@ -82,10 +86,8 @@ def paired_with(first: pd.DataFrame, second: pd.DataFrame, metric: str, everywhe
         sides = f"{len(first)} and {len(second)} rows, {len(both)} shared, {len(here)} with variates"
         raise ValueError(f"paired_with() needs the same positions everywhere: {sides}")
     values = adjusted(difference, here.groupby("document").mean(), moving.groupby("document").mean())
-    effect, low, high = (float(x[0]) for x in intervals(values.to_numpy()[:, None]))
-    p = float(stats.ttest_1samp(values, 0.0).pvalue) if np.ptp(values) > 0 else float(effect == 0)
-    found = {"effect": effect, "ci_low": low, "ci_high": high, "p": p, "n_documents": len(values), "n_positions": len(both)}
-    return found | {"variance": float(values.var() / difference.var()) if difference.var() > 0 else 1.0}
+    left = float(values.var() / difference.var()) if difference.var() > 0 else 1.0
+    return _against_zero(values) | {"n_positions": len(both), "variance": left}
 
 
 def adjusted(means: pd.Series, here: pd.DataFrame, everywhere: pd.DataFrame) -> pd.Series:

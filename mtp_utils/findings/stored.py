@@ -102,10 +102,8 @@ def marginal_scores(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> p
 
 def control_scores(run, backbone, blocks) -> pd.DataFrame:
     """The scores of the counting controls and of the greedy path on one backbone's labels, from stored tables."""
-    stem, split = stem_of(backbone, blocks), run.profile.control_split
+    stem, counted = stem_of(backbone, blocks), _counted(run, backbone, blocks)
     common = {"labels": labels(run, backbone, blocks), "name": backbone.name}
-    text = stream_digest(blocks.corpus, split, backbone.tokenizer)
-    counted = {"tokenizer": Tokenizer(backbone.tokenizer), "blocks": blocks, "split": split, "text": text}
     frames = [
         run.measure(f"01_controls_{stem}", controls.control_table, **common, **counted),
         run.measure(f"01_greedy_path_{stem}", controls.greedy_path_table, **common),
@@ -122,15 +120,16 @@ def rival_scores(run, backbone, blocks) -> pd.DataFrame:
 def variates_of(run, backbone, blocks) -> pd.DataFrame:
     """What is known at *all* eligible positions of these blocks' documents, for metrics.paired_with: by predictor of counting and
     position the backbone's loss of the next two tokens, and what that predictor says of the token after next."""
-    wide, stem = everywhere(blocks, backbone.tokenizer), stem_of(backbone, blocks)
-    split = run.profile.control_split
-    given = {"split": split, "text": stream_digest(blocks.corpus, split, backbone.tokenizer)}
-    next_tokens = run.measure(f"01_next_everywhere_{stem}", variates.next_tokens_table, backbone=backbone, blocks=wide)
-    of_counting = run.measure(
-        f"01_counting_everywhere_{blocks.corpus}",
-        variates.counting_table,
-        tokenizer=Tokenizer(backbone.tokenizer),
-        blocks=wide,
-        **given,
-    )
+    wide = everywhere(blocks, backbone.tokenizer)
+    given = {"backbone": backbone, "blocks": wide}
+    next_tokens = run.measure(f"01_next_everywhere_{stem_of(backbone, blocks)}", variates.next_tokens_table, **given)
+    given = _counted(run, backbone, wide)
+    of_counting = run.measure(f"01_counting_everywhere_{blocks.corpus}", variates.counting_table, **given)
     return of_counting.merge(next_tokens, on=["corpus", "document", "position"], validate="many_to_one")
+
+
+def _counted(run, backbone, blocks) -> dict:
+    """What every measurement of counting is given: the tokenizer, the blocks, and the split that is counted with its digest."""
+    split = run.profile.control_split
+    given = {"tokenizer": Tokenizer(backbone.tokenizer), "blocks": blocks, "split": split}
+    return given | {"text": stream_digest(blocks.corpus, split, backbone.tokenizer)}

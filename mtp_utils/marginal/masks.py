@@ -9,11 +9,10 @@ import inspect
 import torch
 
 from ..backbones.wrapped import plain
-from ..base.refusals import CannotDo
+from ..base.refusals import CannotDo, require
 from .rows import Rows, undisturbed
 
 
-@torch.no_grad()
 def masked_log_probs(model, input_ids, horizon, *, attention_mask=None, positions=None) -> dict[int, torch.Tensor]:
     """offset 2 ... horizon -> log-probs (wanted positions, vocab), nats, float32 (float64 for a float64 model), each row sums to
     one, in the order of `positions`.
@@ -24,8 +23,7 @@ def masked_log_probs(model, input_ids, horizon, *, attention_mask=None, position
     model = plain(model)
     rows = Rows(model, input_ids, horizon, attention_mask, positions, name="horizon")
     taken = inspect.signature(model.forward).parameters
-    if "inputs_embeds" not in taken:
-        raise CannotDo(f"{type(model).__name__} takes no embeddings in place of tokens, which masks are")
+    require("inputs_embeds" in taken, f"{type(model).__name__} takes no embeddings in place of tokens, which masks are", CannotDo)
     embed, n = model.get_input_embeddings(), horizon - 1
     kept = {"logits_to_keep": n} if "logits_to_keep" in taken else {}
     found = {k: [] for k in range(2, horizon + 1)}
