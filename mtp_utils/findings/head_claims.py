@@ -194,10 +194,10 @@ def identity_z(log_prob: np.ndarray, entropy: np.ndarray, kl: np.ndarray, docume
 
 def fading(scores: pd.DataFrame, chosen: int, last: int) -> dict:
     """Paired contrast on test: cross-entropy read from the last layer minus that from the layer chosen on validation
-    (positive: the information fades towards the last layer). scores: rows of one backbone, corpus and offset, data labels,
-    probes on single layers."""
-    parts = [scores[scores.features == str(layer)] for layer in (chosen, last)]
-    return metrics.paired(parts[0], parts[1], "log_prob")
+    (positive: the information fades towards the last layer). scores: each document's mean `cross_entropy` by layer, of one
+    backbone, corpus and offset."""
+    last_one, best = (scores[scores.layer == layer].assign(position=0) for layer in (last, chosen))
+    return metrics.paired(last_one, best, "cross_entropy") | {"n_positions": int(best["positions"].sum())}
 
 
 def _each(effects: pd.DataFrame) -> str:

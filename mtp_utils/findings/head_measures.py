@@ -48,26 +48,34 @@ def gap_arrays(features: FrozenFeatures, blocks, labels: Labels, marginals: dict
 
 
 @torch.no_grad()
-def lens_table(backbone, blocks, labels: Labels, at: tuple[int, ...], bf16: bool = False) -> pd.DataFrame:
-    """The logit lens of every layer (its state through the final norm, which the last has been through, and the LM head) scored
-    on data labels at each offset: as scoring.score, with `layer`, `readout` and cross_entropy. Nothing is trained."""
-    frames, model, n = [], backbone.model, backbone.model.config.get_text_config().num_hidden_layers
+def lens_arrays(backbone, blocks, at: tuple[int, ...], bf16: bool = False) -> dict[str, np.ndarray]:
+    """`log_prob.k` (layers + 1, positions) [nats]: what the logit lens of each layer (its state through the final norm, which the
+    last has been through, and the LM head) says of the data's own token at each offset k. Nothing is trained."""
+    n = backbone.model.config.get_text_config().num_hidden_layers
     lenses = [Heads(backbone, HeadSpec("linear", layer, offsets=(1,))) for layer in range(n + 1)]
-    found = {layer: [] for layer in range(n + 1)}
+
+    def log_probs(hidden: tuple, layer: int, k: int, here: torch.Tensor) -> torch.Tensor:
+        lens = lenses[layer]
+        h = hidden[layer][here].to(next(lens.parameters()).dtype)
+        return lens.log_probs(1, lens(h[None, :, None])[1])[0]
+
+    return by_layer(backbone, blocks, at, log_probs, bf16)
+
+
+@torch.no_grad()
+def by_layer(backbone, blocks, at: tuple[int, ...], log_probs, bf16: bool = False) -> dict[str, np.ndarray]:
+    """`log_prob.k` (layers + 1, positions) [nats] of the data's own token at each offset k, at every scored position of the
+    blocks, by log_probs(hidden states, layer, k, scored) -> (positions, vocab)."""
+    model, found = backbone.model, {k: [] for k in at}
     for part in torch.arange(len(blocks.tokens)).split(BLOCKS):
-        ids = blocks.tokens[part].to(model.device)
+        ids, here = blocks.tokens[part].to(model.device), blocks.scored[part].to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             hidden = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        for layer, lens in enumerate(lenses):
-            h = hidden[layer][blocks.scored[part].to(model.device)].to(next(lens.parameters()).dtype)
-            found[layer].append(h)
-    data = labels.table[labels.table.label_source == "data"]
-    for layer, lens in enumerate(lenses):
-        log_q = lens.log_probs(1, lens(torch.cat(found[layer])[None, :, None])[1])[0].cpu()
-        scored = [scoring.score(log_q, data, k, backbone.name, "lens", "lens") for k in at]
-        frames.append(pd.concat(scored).assign(layer=layer, readout="lens"))
-    table = pd.concat(frames, ignore_index=True)
-    return table.assign(cross_entropy=-table["log_prob"])
+        for k in at:
+            label = offsets.labels_of(ids, here, k)[:, None]
+            each = [log_probs(hidden, layer, k, here).gather(1, label)[:, 0] for layer in range(len(hidden))]
+            found[k].append(torch.stack(each).double().cpu().numpy())
+    return {f"log_prob.{k}": np.concatenate(parts, 1) for k, parts in found.items()}
 
 
 @torch.no_grad()

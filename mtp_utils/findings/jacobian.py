@@ -8,7 +8,6 @@ final norm. Nothing is trained, and unlike the logit lens it points ahead.
 import inspect
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ..backbones.anatomy import unembed
@@ -19,8 +18,7 @@ from ..base.refusals import CannotDo, require
 from ..base.runtime import progress
 from ..heads.features import FrozenFeatures
 from ..marginal.rows import undisturbed
-from . import scoring
-from .scoring import Labels
+from . import head_measures
 
 WORK = {"cpu": 5e13, "cuda": 5e16}  # multiply-adds that the average may cost: minutes
 LEAST, MOST = 1024, 4096  # positions: of fewer it is noise
@@ -65,20 +63,14 @@ def jacobians(features: FrozenFeatures, at: tuple[int, ...], seed: int = 0) -> d
 
 
 @torch.no_grad()
-def jacobian_table(backbone: Backbone, blocks, labels: Labels, read: Arrays, at: tuple[int, ...]) -> pd.DataFrame:
-    """The Jacobian lens of every layer scored on data labels at each offset, as head_measures.lens_table; read: `jacobians`."""
-    model, kept = backbone.model, []
-    for part in scoring.parts_of(blocks, f"Jacobian lens {backbone.name} {blocks.corpus}"):
-        ids = blocks.tokens[part].to(model.device)
-        states = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        kept.append(torch.stack([h[blocks.scored[part].to(h.device)].float().cpu() for h in states]))
-    states = torch.cat(scoring.gathered({"states": kept})["states"], 1)
-    data, mean = labels.table[labels.table.label_source == "data"], torch.from_numpy(read.values["mean"])
-    frames = []
-    for layer, h in enumerate(states):
-        for k in at:
-            ahead = mean[-1] + (h - mean[layer]) @ torch.from_numpy(read.values[f"jacobian.{k}"][layer]).float().T
-            log_q = unembed(model, ahead.to(model.device, model.dtype)).float().log_softmax(-1).cpu()
-            frames.append(scoring.score(log_q, data, k, backbone.name, "lens", "lens").assign(layer=layer, readout="jacobian"))
-    table = pd.concat(frames, ignore_index=True)
-    return table.assign(cross_entropy=-table["log_prob"])
+def jacobian_arrays(backbone: Backbone, blocks, read: Arrays, at: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The Jacobian lens of every layer on the data's own tokens, as head_measures.lens_arrays; read: `jacobians`."""
+    model, mean = backbone.model, torch.from_numpy(read.values["mean"])
+
+    def log_probs(hidden: tuple, layer: int, k: int, here: torch.Tensor) -> torch.Tensor:
+        moved = hidden[layer][here].float() - mean[layer].to(here.device)
+        jacobian = torch.from_numpy(read.values[f"jacobian.{k}"][layer]).float().to(here.device)
+        ahead = mean[-1].to(here.device) + moved @ jacobian.T
+        return unembed(model, ahead.to(model.dtype)).float().log_softmax(-1)
+
+    return head_measures.by_layer(backbone, blocks, at, log_probs)

@@ -3,11 +3,14 @@
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from ..backbones.load import Backbone
+from ..base.records import Arrays
 from ..heads.training import heads_from
-from . import arms, gaps, head_claims, head_measures, jacobian, layers, stored
+from . import arms, gaps, head_claims, head_measures, jacobian, layers, scoring, stored
+from .counting import PREDICTORS
 
 
 def probe_arms(run, bench: arms.Bench, offsets: tuple[int, ...]) -> list[arms.Arm]:
@@ -22,42 +25,72 @@ def best_layer(probes: list[arms.Arm], offset: int) -> int:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read from a backbone's layers: the trained probes of some, and the scores on data labels of those and of the lens
-    of every layer: columns of gaps.scored, `layer` and `readout` (probe, lens)."""
+    """What was read from a backbone's layers: the trained probes of some, and the scores on the data's own tokens of those and of
+    the lens of every layer, at all eligible positions: rows of `by_document`, `readout` (probe, lens) and `backbone`."""
 
     probes: list[arms.Arm]
     scores: pd.DataFrame
 
 
-def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], judge: Backbone, name: str | None = None) -> Reading:
-    """Layers of a backbone read out at every offset: those of the bench by a trained probe, all by the logit lens. The labels
-    that it is scored on are those of `judge`; the tables call the backbone `name`."""
-    probes = probe_arms(run, bench, offsets)
-    scores = [scored_by_layer(run, bench, probes, "probe", judge)]
-    for blocks, _ in bench.test.values():
-        stem = f"03_lens_{stored.stem_of(bench.backbone, blocks)}_{judge.name.replace('/', '-')}"
-        given = {"backbone": bench.backbone, "blocks": blocks, "labels": stored.labels(run, judge, blocks), "at": offsets}
-        scores.append(run.measure(stem, head_measures.lens_table, **given, bf16=bench.train.bf16))
+def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], name: str | None = None) -> Reading:
+    """Layers of a backbone read out at every offset: those of the bench by a trained probe, all by the logit lens. The tables
+    call the backbone `name`."""
+    probes, scores = probe_arms(run, bench, offsets), []
+    numbers = [arm.spec.features for arm in probes]
+    for blocks, states in bench.test.values():
+        wide = gaps.eligible(blocks, bench.backbone)
+        each = [gaps.on_data(run, bench, wide, states, arm) for arm in probes]
+        read = {k: np.stack([found[k] for found in each]) for k in offsets}
+        scores.append(by_document(wide, numbers, read).assign(readout="probe"))
+        given = {"backbone": bench.backbone, "blocks": wide, "at": offsets, "bf16": bench.train.bf16}
+        stem = f"03_lens_{stored.stem_of(bench.backbone, blocks)}"
+        found = run.measure_arrays(stem, head_measures.lens_arrays, **given)
+        scores.append(_every_layer(wide, found, offsets).assign(readout="lens"))
     return Reading(probes, pd.concat(scores, ignore_index=True).assign(backbone=name or bench.backbone.name))
 
 
 def read_ahead(run, bench: arms.Bench, offsets: tuple[int, ...]) -> pd.DataFrame:
-    """Scores of the Jacobian lens of every layer of a backbone on its own data labels: as the lens's of `Reading.scores`."""
+    """Scores of the Jacobian lens of every layer of a backbone: as the lens's of `Reading.scores`."""
     name = bench.backbone.name.replace("/", "-")
-    read = run.measure_arrays(f"03_jacobians_{name}", jacobian.jacobians, features=bench.train, at=offsets)
-    scores = []
+    read, scores = run.measure_arrays(f"03_jacobians_{name}", jacobian.jacobians, features=bench.train, at=offsets), []
     for blocks, _ in bench.test.values():
-        given = {"backbone": bench.backbone, "blocks": blocks, "labels": stored.labels(run, bench.backbone, blocks)}
+        wide = gaps.eligible(blocks, bench.backbone)
+        given = {"backbone": bench.backbone, "blocks": wide, "read": read, "at": offsets}
         stem = f"03_jacobian_lens_{stored.stem_of(bench.backbone, blocks)}"
-        scores.append(run.measure(stem, jacobian.jacobian_table, **given, read=read, at=offsets))
+        found = run.measure_arrays(stem, jacobian.jacobian_arrays, **given)
+        scores.append(_every_layer(wide, found, offsets).assign(readout="jacobian"))
     return pd.concat(scores, ignore_index=True)
 
 
-def scored_by_layer(run, bench: arms.Bench, readers: list[arms.Arm], readout: str, judge: Backbone) -> pd.DataFrame:
-    """Scores of read-outs on data labels, with the layer each reads and its cross-entropy."""
-    found = gaps.scored(run, bench, readers, judge)
-    found = found[found.label_source == "data"]
-    return found.assign(readout=readout, layer=found["features"].astype(int), cross_entropy=-found["log_prob"])
+def by_document(wide, numbers: list[int], read: dict[int, np.ndarray]) -> pd.DataFrame:
+    """Each document's mean cross-entropy [nats/token] over its scored positions, by offset and layer: corpus, document, offset,
+    layer, cross_entropy, positions. numbers: of the layers; read: offset -> (layers, positions) log-probs."""
+    row, _ = np.nonzero(wide.scored.numpy())
+    positions, frames = np.bincount(row, minlength=len(wide.documents)), []
+    for k, log_probs in read.items():
+        for layer, values in zip(numbers, log_probs, strict=True):
+            means = -np.bincount(row, values, len(positions)) / positions.clip(1)
+            keys = {"corpus": wide.corpus, "document": wide.documents, "offset": k, "layer": layer}
+            frames.append(pd.DataFrame({**keys, "cross_entropy": means, "positions": positions})[positions > 0])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _every_layer(wide, found: Arrays, offsets: tuple[int, ...]) -> pd.DataFrame:
+    read = {k: found.values[f"log_prob.{k}"] for k in offsets}
+    return by_document(wide, list(range(len(read[offsets[0]]))), read)
+
+
+def counted(run, backbone: Backbone, test: dict) -> pd.DataFrame:
+    """What counting says at the same positions of the data's own token after next (`name`: the control): by corpus and document
+    the mean cross_entropy [nats/token], and its `positions`."""
+    frames = []
+    for blocks in test.values():
+        keys = scoring.positions_of(gaps.eligible(blocks, backbone))
+        table = keys.merge(stored.counted_everywhere(run, backbone, blocks), on=list(keys), validate="one_to_many")
+        table = table[table.predictor.isin(PREDICTORS)].assign(cross_entropy=-table["log_prob"])
+        by = table.groupby(["corpus", "document", "predictor"], sort=False)["cross_entropy"].agg(["mean", "size"]).reset_index()
+        frames.append(by.rename(columns={"predictor": "name", "mean": "cross_entropy", "size": "positions"}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def fading_table(readings: dict[str, Reading], offsets: tuple[int, ...]) -> pd.DataFrame:

@@ -46,12 +46,14 @@ def resamples(n: int) -> np.ndarray:
 
 
 def summarise(table: pd.DataFrame, by: list[str], metrics: list[str]) -> pd.DataFrame:
-    """Long table: one row per group and metric with value, ci_low, ci_high, n_documents, n_positions."""
+    """Long table: one row per group and metric with value, ci_low, ci_high, n_documents, n_positions (a row is one, or so many
+    as its `positions` says)."""
     rows = []
     for keys, group in table.groupby(by, sort=False, observed=True, dropna=False):
         means = group.groupby("document")[metrics].mean().to_numpy(float)
+        n_positions = int(group["positions"].sum()) if "positions" in group else len(group)
         for metric, *found in zip(metrics, *intervals(means), strict=True):
-            rows.append((*keys, metric, *map(float, found), len(means), len(group)))
+            rows.append((*keys, metric, *map(float, found), len(means), n_positions))
     return pd.DataFrame(rows, columns=[*by, "metric", "value", "ci_low", "ci_high", "n_documents", "n_positions"])
 
 

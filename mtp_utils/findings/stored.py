@@ -120,12 +120,16 @@ def rival_scores(run, backbone, blocks) -> pd.DataFrame:
 def variates_of(run, backbone, blocks) -> pd.DataFrame:
     """What is known at *all* eligible positions of these blocks' documents, for metrics.paired_with: by predictor of counting and
     position the backbone's loss of the next two tokens, and what that predictor says of the token after next."""
-    wide = everywhere(blocks, backbone.tokenizer)
-    given = {"backbone": backbone, "blocks": wide}
+    given = {"backbone": backbone, "blocks": everywhere(blocks, backbone.tokenizer)}
     next_tokens = run.measure(f"01_next_everywhere_{stem_of(backbone, blocks)}", variates.next_tokens_table, **given)
-    given = _counted(run, backbone, wide)
-    of_counting = run.measure(f"01_counting_everywhere_{blocks.corpus}", variates.counting_table, **given)
+    of_counting = counted_everywhere(run, backbone, blocks)
     return of_counting.merge(next_tokens, on=["corpus", "document", "position"], validate="many_to_one")
+
+
+def counted_everywhere(run, backbone, blocks) -> pd.DataFrame:
+    """What counting says of the data's own token after next at all eligible positions (variates.counting_table)."""
+    given = _counted(run, backbone, everywhere(blocks, backbone.tokenizer))
+    return run.measure(f"01_counting_everywhere_{blocks.corpus}", variates.counting_table, **given)
 
 
 def _counted(run, backbone, blocks) -> dict:

@@ -12,7 +12,7 @@ from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.records import Arrays
 from mtp_utils.base.run import Run
-from mtp_utils.findings import arms, gaps, head_measures, layers, metrics, scoring, stored
+from mtp_utils.findings import arms, gaps, head_measures, layer_readings, layers, metrics, scoring
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.heads.training import Training
 from mtp_utils.marginal.future import future_log_probs
@@ -149,14 +149,13 @@ def test_heads_that_have_to_go_as_far_as_others_do_not_stop_where_a_doubling_bri
 
 
 def test_the_lens_needs_no_training_and_is_what_an_untrained_linear_head_on_that_layer_says(run, bench, text, backbone):
-    labels = stored.labels(run, backbone, text)
-    table = head_measures.lens_table(backbone, text, labels, (1, 2))
-    assert sorted(set(table["layer"])) == list(range(7)) and set(table["offset"]) == {1, 2}
+    found = head_measures.lens_arrays(backbone, text, (1, 2))
+    shape = 7, int(text.scored.sum())
+    assert {name: x.shape for name, x in found.items()} == {"log_prob.1": shape, "log_prob.2": shape}
     for layer in (3, 6):
         by_head = gaps.scored(run, bench, [arms.untrained_arm(run, bench, layers.lens(layer, (2,)))])
         by_head = by_head[by_head.label_source == "data"]["log_prob"].to_numpy()
-        ours = table[(table.layer == layer) & (table.offset == 2)]["log_prob"].to_numpy()
-        assert np.abs(ours - by_head).max() < 0.05  # the stored states are float16
+        assert np.abs(found["log_prob.2"][layer] - by_head).max() < 0.05  # the stored states are float16
 
 
 def test_counting_is_scored_on_the_positions_of_the_heads(run, bench, text, backbone):
@@ -179,6 +178,31 @@ def test_everywhere_is_all_eligible_positions_and_agrees_with_the_scored_ones(ru
     both = found.merge(few[few.label_source == "data"], on=["document", "position"], validate="one_to_one")
     assert len(found) == sum(by_hand) and len(both) == int(text.scored.sum())
     assert np.abs(both["log_prob_x"] - both["log_prob_y"]).max() < 1e-3
+
+
+def test_of_a_large_vocabulary_every_nth_position_of_a_document_is_scored(text, backbone, monkeypatch):
+    wide = blocks.everywhere(text, backbone.tokenizer)
+    assert gaps.eligible(text, backbone).fingerprint == wide.fingerprint
+    monkeypatch.setattr(gaps, "MOST_NUMBERS", int(wide.scored.sum()) * 1024 // 3)
+    thin = gaps.eligible(text, backbone)
+    assert not (thin.scored & ~wide.scored).any() and thin.fingerprint != wide.fingerprint
+    kept = thin.scored.sum(1) / wide.scored.sum(1)
+    assert ((0.2 < kept) & (kept < 0.5)).all() and len(set(thin.scored.int().argmax(1).tolist())) > 1
+
+
+def test_a_layer_is_read_at_all_eligible_positions_and_each_documents_mean_is_kept(run, bench, text, backbone):
+    wide = gaps.eligible(text, backbone)
+    found = head_measures.lens_arrays(backbone, wide, (2,))["log_prob.2"]
+    table = layer_readings.by_document(wide, [3, 6], {2: found[[3, 6]]})
+    assert len(table) == 2 * len(text.documents) and table["positions"].tolist() == 2 * wide.scored.sum(1).tolist()
+    first = found[6, : int(wide.scored[0].sum())].mean()
+    assert table[table.layer == 6]["cross_entropy"].iloc[0] == pytest.approx(-first)
+    whole = metrics.summarise(table, ["layer"], ["cross_entropy"])
+    assert whole["n_positions"].tolist() == 2 * [int(wide.scored.sum())]
+    counted = layer_readings.counted(run, backbone, {"prose": text})
+    assert sorted(set(counted["name"])) == ["skip_bigram", "skip_trigram", "unigram"]
+    assert counted[counted["name"] == "unigram"]["positions"].tolist() == wide.scored.sum(1).tolist()
+    assert (counted["cross_entropy"] > 2).all()
 
 
 def test_of_a_translation_all_german_labels_are_eligible_and_no_english_one(backbone):

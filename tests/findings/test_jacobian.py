@@ -1,7 +1,5 @@
 """The Jacobian lens against derivatives written out."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base.records import Arrays
 from mtp_utils.base.refusals import CannotDo
-from mtp_utils.findings import head_measures, jacobian, measures, scoring
+from mtp_utils.findings import head_measures, jacobian
 from mtp_utils.heads.features import FrozenFeatures
 from mtp_utils.text import blocks
 
@@ -58,15 +56,13 @@ def test_the_last_layer_is_itself_and_says_nothing_of_later_tokens(backbone, tok
 
 def test_of_the_last_layer_it_is_the_models_own_answer_to_the_next_token(backbone):
     text = blocks.evaluation_blocks("prose", "test", backbone.tokenizer, n_documents=6, positions_per_document=2, horizon=2)
-    labels = scoring.Labels(measures.label_table(text, {}))
     exact = jacobian.jacobians(FrozenFeatures(backbone, text.tokens[:2, :64], (0,)), (1, 2))
-    table = jacobian.jacobian_table(backbone, text, labels, Arrays(exact, ""), (1, 2))
-    lens = head_measures.lens_table(backbone, text, labels, (1, 2))
-    mine, theirs = (x[(x.layer == x.layer.max()) & (x.offset == 1)] for x in (table, lens))
-    assert mine["log_prob"].to_numpy() == pytest.approx(theirs["log_prob"].to_numpy(), abs=1e-3)
-    assert set(table["readout"]) == {"jacobian"} and len(table) == len(lens)
-    other = dataclasses.replace(text, tokens=text.tokens.roll(1, 1))
-    assert not jacobian.jacobian_table(backbone, other, labels, Arrays(exact, ""), (1,)).equals(table)
+    found = jacobian.jacobian_arrays(backbone, text, Arrays(exact, ""), (1, 2))
+    lens = head_measures.lens_arrays(backbone, text, (1, 2))
+    assert found["log_prob.1"][-1] == pytest.approx(lens["log_prob.1"][-1], abs=1e-3)
+    assert found["log_prob.2"].shape == lens["log_prob.2"].shape and abs(found["log_prob.2"] - lens["log_prob.2"]).max() > 0.1
+    ahead = jacobian.jacobian_arrays(backbone, text, Arrays(exact | {"jacobian.1": 0 * exact["jacobian.1"]}, ""), (1,))
+    assert len(set(ahead["log_prob.1"][:, 0].round(5))) == 1  # a layer that moves nothing: the mean state, whatever the layer
 
 
 def test_what_would_take_too_long_is_refused_in_one_line(tokens, monkeypatch):
