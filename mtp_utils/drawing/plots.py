@@ -175,15 +175,17 @@ def grouped(summary: pd.DataFrame, column: str, metric: str, title: str, xlabel:
 
 
 def dose_response(summary: pd.DataFrame, title: str) -> Figure:
-    """Cross-entropy and top-1 at offset 2 against the rate of free choice: rungs from light to dark, the true m2 as gold line."""
+    """Cross-entropy and top-1 at offset 2 against the true entropy: rungs from light to dark, the true m2 as gold line.
+
+    summary: backbone (`grammar` for the truth), dose [nats], metric, value, ..."""
     figure, axes = new_axes(2, width=4.4, height=3.8)
     for ax, metric in zip(axes, ("cross_entropy", "top1"), strict=True):
         rungs = [b for b in dict.fromkeys(summary["backbone"]) if b != "grammar"]
         for i, rung in enumerate([*rungs, "grammar"]):
-            rows = summary[(summary.backbone == rung) & (summary.metric == metric)].sort_values("rate")
+            rows = summary[(summary.backbone == rung) & (summary.metric == metric)].sort_values("dose")
             gold = rung == "grammar"
             ax.errorbar(
-                rows["rate"],
+                rows["dose"],
                 rows["value"],
                 yerr=errors(rows),
                 color=STYLE["gold"][0] if gold else SIZES[-len(rungs) :][i],
@@ -193,7 +195,7 @@ def dose_response(summary: pd.DataFrame, title: str) -> Figure:
                 capsize=2,
                 label=NAMES["gold"] if gold else rung,
             )
-        ax.set(xlabel="rate of free choice", ylabel=LABEL[metric], xticks=sorted(set(summary["rate"])), ylim=(0, None))
+        ax.set(xlabel="true entropy of the token after next [nats]", ylabel=LABEL[metric], ylim=(0, None))
     legend_beside(axes[-1])
     titled(figure, title)
     return figure

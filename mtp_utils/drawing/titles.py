@@ -93,12 +93,13 @@ def context(summary: pd.DataFrame) -> str:
 
 
 def dose_response(summary: pd.DataFrame) -> str:
-    """02: what free choice adds to the true marginal and to the largest backbone's."""
+    """02: what the truth and the largest backbone say, from where the token after next is given to where it is free."""
     rows = summary[summary.metric == "cross_entropy"]
     last = [name for name in dict.fromkeys(rows["backbone"]) if name != "grammar"][-1]
-    true, ours = (ends(rows[rows.backbone == name], "rate") for name in ("grammar", last))
-    rates = f"{rows['rate'].min():.0%} to {rows['rate'].max():.0%}"
-    return f"From {rates} free choice the true m2 costs {true} nats, {last}'s {ours}\ntranslation, offset 2"
+    true, ours = (ends(rows[rows.backbone == name], "dose") for name in ("grammar", last))
+    doses = f"{rows['dose'].min():.2f} to {rows['dose'].max():.1f}"
+    said = f"From {doses} nats of true entropy the true m2 costs {true}, {last}'s {ours}"
+    return f"{said}\ngenerated translations, both sides, offset 2"
 
 
 def four_bits(table: pd.DataFrame, backbone: str) -> str:

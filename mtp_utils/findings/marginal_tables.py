@@ -1,5 +1,4 @@
-"""C1 and C2, as notebooks 01 and 02 ask them: truncation against the exact sum, the negative control, context, free choice,
-sizes."""
+"""C1 and C2, as notebooks 01 and 02 ask them: truncation against the exact sum, the negative control, context, sizes."""
 
 import math
 
@@ -12,7 +11,6 @@ from . import controls, measures, metrics, stored
 from .claims import LABELS, OFFSET
 from .counting import CONTROLS, PREDICTORS
 from .marginal_claims import slopes
-from .scoring import Tokenizer
 
 KS = (1, 4, 16, 64, 256)
 SAMPLED = ({"samples": 64}, {"samples": 256}, {"top_k": 64, "samples": 64}, {"top_k": 128, "samples": 128})
@@ -122,19 +120,6 @@ def by_context(scores: pd.DataFrame) -> pd.DataFrame:
     context = pd.cut(scores["position"], edges, labels=bins).astype(str)
     found = metrics.summarise(scores.assign(context=context), ["backbone", "corpus", "context"], ["top1", "cross_entropy"])
     return found.sort_values("context", key=lambda c: c.map(bins.index), kind="stable", ignore_index=True)
-
-
-def dose_response(run, backbone: Backbone, part, scores: pd.DataFrame) -> pd.DataFrame:
-    """Cross-entropy and top-1 at offset 2 on translation by the rate of free choice, of every backbone and of the grammar's own
-    distribution (`grammar`). part: the translation blocks; scores: the marginal's, offset 2."""
-    labels = stored.labels(run, backbone, part)
-    given = {"tokenizer": Tokenizer(backbone.tokenizer), "blocks": part, "labels": labels}
-    gold = run.measure("02_gold", controls.gold_table, **given)
-    assert (gold["log_prob"] > -float("inf")).all(), "the grammar gave probability zero to its own sentence"
-    gold["cross_entropy"] = -gold["log_prob"]
-    both = pd.concat([scores[(scores.corpus == "translation") & scores.backbone.isin(run.profile.backbones)], gold])
-    both["rate"] = both["document"].map(dict(zip(part.documents, part.rates, strict=True)))
-    return metrics.summarise(both, ["backbone", "rate"], ["cross_entropy", "top1"])
 
 
 def by_package(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
