@@ -14,6 +14,7 @@ DRAFTERS = {  # name -> colour, marker, line style
     "marginal": STYLE["marginal"],
     "prompt lookup": STYLE["skip_bigram"],
     "ESP masks": STYLE["esp"],
+    "the base model itself": STYLE["gold"],
 }
 
 
@@ -31,6 +32,26 @@ def acceptance_by_offset(summary: pd.DataFrame, metric: str, title: str, ylabel:
                         linestyle=style, markersize=5, capsize=2, label=name)  # fmt: skip
         ax.set(title=corpus, xlabel="offset", xticks=sorted(set(summary["offset"])), ylabel=ylabel if ax is axes[0] else "")
         ax.set_ylim(0, 1)
+    legend_beside(axes[-1])
+    titled(figure, title)
+    return figure
+
+
+def tokens_by_nodes(table: pd.DataFrame, title: str) -> Figure:
+    """Tokens a pass against the number of drafted tokens, a panel a corpus, a line a drafter. table: corpus, drafter, nodes,
+    value, ci_low, ci_high."""
+    corpora = list(dict.fromkeys(table["corpus"]))
+    figure, axes = new_axes(len(corpora), width=3.6, height=3.2, sharey=True)
+    for ax, corpus in zip(axes, corpora, strict=True):
+        for name in dict.fromkeys(table["drafter"]):
+            rows = table[(table.corpus == corpus) & (table.drafter == name)].sort_values("nodes")
+            colour, marker, style = DRAFTERS[name]
+            ax.errorbar(rows["nodes"], rows["value"], yerr=errors(rows), color=colour, marker=marker,
+                        linestyle=style, markersize=5, capsize=2, label=name)  # fmt: skip
+        ax.set(title=corpus, xscale="log", xlabel="drafted tokens of a pass", ylabel="tokens a pass" if ax is axes[0] else "")
+        ax.set_xticks(sorted(set(table["nodes"])), sorted(set(table["nodes"])))
+        ax.minorticks_off()
+    axes[0].set_ylim(1, None)
     legend_beside(axes[-1])
     titled(figure, title)
     return figure

@@ -215,6 +215,14 @@ def acceptance(summary: pd.DataFrame, backbone: str) -> str:
     return f"Accepted two tokens ahead, {' / '.join(names)}: {beside(rows, 'drafter', names)}\n{backbone}, greedy"
 
 
+def tokens_by_nodes(table: pd.DataFrame, backbone: str) -> str:
+    """06: what the largest tree of each drafter would bring."""
+    rows = table[table.nodes == table["nodes"].max()]
+    names = [name for name in ("best frozen heads", "marginal", "prompt lookup") if name in set(rows["drafter"])]
+    most = f"{rows['nodes'].iloc[0]} drafted tokens"
+    return f"Tokens a pass by the best tree of {most}, {' / '.join(names)}: {beside(rows, 'drafter', names)}\n{backbone}, greedy"
+
+
 def speeds(summary: pd.DataFrame, backbone: str) -> str:
     """06: speeds of prompt lookup and of heads as ratios to plain greedy decoding."""
     rows = summary[(summary.metric == "greedy_ratio") & (summary.backbone == backbone)]

@@ -81,19 +81,26 @@ def acceptance_table(
 ) -> pd.DataFrame:
     """Every pass of draft and verify over the prompts, as `Decoded.passes`, with backbone, corpus and document. Text ends where
     the model ends it (edges.ends_of); tokens are drawn by numbers seeded per document."""
+    drafter, found = drafting.on(backbone), []
+    for rows, prompts, options in batches(backbone, blocks, n_prompts, new_tokens, drafting.kind):
+        passes = draft_and_verify(backbone.model, drafter, prompts, new_tokens, drafting.widths, temperature, **options).passes
+        found.append(passes.assign(document=[rows[i][1] for i in passes["row"]], row=passes["row"] + rows[0][0]))
+    whole = pd.concat([part for share in ranks.gather(found) for part in share], ignore_index=True)
+    return whole.assign(backbone=backbone.name, corpus=blocks.corpus)
+
+
+def batches(backbone: Backbone, blocks, n_prompts: int, new_tokens: int, what: str):
+    """This process's prompts, as many at a time as their cache may be large: [(number, document)], prompts, and what decoding is
+    told of them: where text ends, and a seed of each document."""
     documents, prompts = _fitting(backbone, blocks, n_prompts, new_tokens)
     config = backbone.model.config.get_text_config()
     per_row = 2 * config.num_hidden_layers * config.hidden_size * (max(map(len, prompts)) + new_tokens) * 4
-    size, drafter, found = max(1, min(ROWS, BYTES // per_row)), drafting.on(backbone), []
+    size = max(1, min(ROWS, BYTES // per_row))
     mine = range(len(prompts))[ranks.share(len(prompts))]
-    for start in progress(range(mine.start, mine.stop, size), f"{drafting.kind} {backbone.name} {blocks.corpus}"):
+    for start in progress(range(mine.start, mine.stop, size), f"{what} {backbone.name} {blocks.corpus}"):
         rows = range(start, min(start + size, mine.stop))
         options = {"eos_token_id": ends_of(backbone), "seed": [seed_for(f"decoding/{documents[i]}") for i in rows]}
-        given = [prompts[i] for i in rows]
-        passes = draft_and_verify(backbone.model, drafter, given, new_tokens, drafting.widths, temperature, **options).passes
-        found.append(passes.assign(document=[documents[start + i] for i in passes["row"]], row=passes["row"] + start))
-    whole = pd.concat([part for share in ranks.gather(found) for part in share], ignore_index=True)
-    return whole.assign(backbone=backbone.name, corpus=blocks.corpus)
+        yield [(i, documents[i]) for i in rows], [prompts[i] for i in rows], options
 
 
 def decoding_seconds(
