@@ -95,6 +95,23 @@ def against_decoding(heard: pd.DataFrame, passes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def walked_against_decoding(heard: pd.DataFrame, passes: pd.DataFrame, trees: dict[str, tuple[str, tuple]]) -> pd.DataFrame:
+    """Tokens a pass of greedy decoding, by corpus and drafter: `walked`, counted of what was heard, pass after pass; `decoded`;
+    and their `difference` with its interval. trees: drafter of `passes` -> (drafter that was heard, widths)."""
+    rows = []
+    for name, (listened, widths) in trees.items():
+        for corpus, part in heard[(heard.drafter == listened) & (heard.temperature == 0)].groupby("corpus", sort=False):
+            decoded = passes[(passes.drafter == name) & (passes.corpus == corpus) & (passes.temperature == 0) & ~passes["cut"]]
+            theirs = decoded.groupby(["document", "number"])["accepted"].sum().groupby("document").agg(["sum", "size"])
+            of = {d: torch.tensor(x[RANKS].to_numpy()) for d, x in part.groupby("document") if d in theirs.index}
+            ours = expected.simulated(list(of.values()), expected.tree(widths))
+            counts = np.array([[x.sum(), len(x), *theirs.loc[d]] for d, x in zip(of, ours, strict=True)], float).reshape(-1, 4)
+            x, n, y, m = counts.sum(0)
+            value = {"walked": 1 + x / n, "decoded": 1 + y / m} | _difference_of_ratios(*counts.T)
+            rows.append({"drafter": name, "corpus": corpus} | value)
+    return pd.DataFrame(rows)
+
+
 def _difference_of_ratios(x: np.ndarray, n: np.ndarray, y: np.ndarray, m: np.ndarray) -> dict[str, float]:
     """sum x / sum n - sum y / sum m of documents, with its 95 % interval from drawing documents."""
     draws = metrics.resamples(len(x)) if len(x) else np.zeros((1, 0))

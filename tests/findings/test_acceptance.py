@@ -45,6 +45,16 @@ def test_what_is_heard_says_what_decoding_takes(backbone, text, temperature):
     assert tokens == pytest.approx(rates.mean_acceptance_length(passes))
 
 
+def test_walked_from_pass_to_pass_it_is_what_was_decoded(backbone, text):
+    heard = acceptance.heard_table(backbone, text, Drafting("lookup"), n_prompts=4, new_tokens=24)
+    passes = speed.acceptance_table(backbone, text, Drafting("lookup"), n_prompts=4, new_tokens=24)
+    given = {"drafter": "prompt lookup", "temperature": 0.0}
+    trees = {"prompt lookup": ("prompt lookup", (1, 1, 1))}
+    (row,) = acceptance.walked_against_decoding(heard.assign(**given), passes.assign(**given), trees).to_dict("records")
+    assert row["walked"] == pytest.approx(rates.mean_acceptance_length(passes)) == row["decoded"] > 1
+    assert row["difference"] == row["ci_low"] == row["ci_high"] == 0
+
+
 def test_the_base_model_itself_is_always_right_about_its_greedy_text_and_ranks_what_it_draws(backbone, text):
     greedy = acceptance.heard_table(backbone, text, None, n_prompts=4, new_tokens=12)
     assert (greedy[acceptance.RANKS] == 0).all().all() and len(greedy) > 8
