@@ -47,9 +47,10 @@ function typed() {
 
   // Behind the text stand two tokens that are not there yet: what would come next, and then.
   function whole({ ids, names, cut, said, left, seconds }) {
-    const ahead = left ? [] : [-1, -1], start = left ? undefined : ids.length;
-    own.text = { ids: [...ids, ...ahead], names: { ...names, "-1": "\u2026" }, cut, said, offset: 2, start, more };
-    status.textContent = ids.length + (left ? " of " + (ids.length + left) : "") + " tokens, " + K + " tokens between each: " + seconds.toFixed(2) + " s.";
+    const ahead = left ? [] : [-1, -2], start = left ? undefined : ids.length;
+    own.text = { ids: [...ids, ...ahead], names: { ...names, "-1": " [+1]", "-2": " [+2]" }, cut, said, offset: 2, start, more };
+    status.textContent = (left ? "The first " + ids.length + " of " + (ids.length + left) : ids.length) + " tokens, the " + K +
+      " likeliest between summed out for each, in " + seconds.toFixed(2) + " s. [+1] and [+2] stand for the two that would come next.";
     state.at = null;
     if (state.corpus === OWN) draw();
   }
