@@ -1,7 +1,8 @@
 // The marginal at offset 2, by the package's own rule, and the worker that answers with it, one position after the other.
 "use strict";
 
-const MARGIN = 1e-5;  // by how much more than 1 - M the first must lead: rounding, as mtp_utils/marginal/certificates.py in float32
+// By how much more than 1 - M the first must lead, for rounding: that of mtp_utils/marginal/certificates.py in float32.
+const MARGIN = 1e-5;
 const TOP = 5;  // candidates shown
 
 const best = (p, k) => Array.from(p.keys()).sort((a, b) => p[b] - p[a]).slice(0, k);
@@ -24,24 +25,29 @@ function marginalOf(model, p, t, k) {
   }
   const [a, b] = best(sums, 2);
   const certified = sums[a] - sums[b] > Math.max(1 - mass, 0) + MARGIN;
-  return { sums, mass: Math.min(1, mass), certified, conditional, ...intervalsOf(sums, mass, conditional), candidates: between.length };
+  const intervals = intervalsOf(sums, mass, conditional);
+  return { sums, mass: Math.min(1, mass), certified, conditional, candidates: between.length, ...intervals };
 }
 
 // H(m2) and I(x1; x2 | x) lie within these, by concavity: with h(M) = -M log M - (1 - M) log(1 - M) and |V| tokens,
 //   M H(S / M) <= H(m2) <= M H(S / M) + h(M) + (1 - M) log |V|,   M I_A <= I <= M I_A + h(M) + (1 - M) log |V|,
-// where M H(S / M) = M log M - sum S log S, and M I_A is that less the conditional entropy of A; and neither is above log |V|.
+// where M H(S / M) = M log M - sum S log S, and M I_A is that less the conditional entropy of A; neither is above log |V|.
 function intervalsOf(sums, mass, conditional) {
-  const left = Math.max(0, 1 - mass), most = Math.log(sums.length), entropy = mass * Math.log(mass) + entropyOf(sums);
+  const left = Math.max(0, 1 - mass), most = Math.log(sums.length);
+  const entropy = mass * Math.log(mass) + entropyOf(sums);
   const room = left ? -mass * Math.log(mass) - left * Math.log(left) + left * most : 0;
   const within = low => [Math.max(0, low), Math.min(Math.max(0, low) + room, most)];
   return { entropy: within(entropy), information: within(entropy - conditional) };
 }
 
 // What the page shows of a distribution: its first candidates, with their probabilities.
-const firstOf = (p, set) => { const ids = best(p, TOP); return { ids, p: ids.map(id => p[id]), mass: null, certified: null, ...set }; };
+function firstOf(p, set) {
+  const ids = best(p, TOP);
+  return { ids, p: ids.map(id => p[id]), mass: null, certified: null, ...set };
+}
 
-// A text and what the model says of it: next[t] (vocabulary,) is p(. | tokens up to t), after[t] the marginal from there. Tokens are
-// counted without `front`, which stands before every text.
+// A text and what the model says of it: next[t] (vocabulary,) is p(. | tokens up to t), after[t] the marginal from there.
+// Tokens are counted without `front`, which stands before every text.
 function answering({ config, tokenizer, weights, front }, limit) {
   const words = tokenizerOf(tokenizer), model = modelOf(config, weightsOf(weights), limit);
   let ids = [], next = [], after = [];
@@ -70,15 +76,15 @@ function answering({ config, tokenizer, weights, front }, limit) {
     const at = token + front.length, found = [];
     if (at <= next.length) found.push(firstOf(next[at - 1], { at: token, offset: 1, predictor: "ntp" }));
     if (at < 2) return found;
-    const { sums, ...rest } = marginal(at - 2, k);
-    return [...found, firstOf(sums, { at: token, offset: 2, predictor: "marginal", ...rest, exact: rest.candidates === model.vocabulary })];
+    const { sums, ...rest } = marginal(at - 2, k), exact = rest.candidates === model.vocabulary;
+    return [...found, firstOf(sums, { at: token, offset: 2, predictor: "marginal", ...rest, exact })];
   }
   const namesOf = some => Object.fromEntries(some.map(id => [id, words.decode([id])]));
   return { read, said, marginal, namesOf, next: t => next[t] };
 }
 
-// Messages in: { model, limit } once; { run, text, k }; { run, exact: token }. Out: { run, done, of } now and then, and the answer.
-// A newer text ends the one before: between two tokens the worker looks whether there is one.
+// Messages in: { model, limit } once; { run, text, k }; { run, exact: token }. Out: { run, done, of } now and then, and the
+// answer. A newer text ends the one before: between two tokens the worker looks whether there is one.
 function listen(scope) {
   let answer = null, latest = 0;
 

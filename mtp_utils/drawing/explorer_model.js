@@ -50,10 +50,11 @@ function layerNorm(x, weight, bias, rows, width, eps, y) {
 }
 
 // GELU(x) = x Phi(x) = x erfc(-x / sqrt 2) / 2; erfc by Chebyshev's fit of Numerical Recipes, right to 1.2e-7 of itself.
+const ERFC = [0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
+  -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223];
 function geluOf(x) {
-  const z = Math.abs(x) * Math.SQRT1_2, t = 1 / (1 + 0.5 * z), fit = [0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807,
-    -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223];
-  const tail = t * Math.exp(-z * z + fit.reduce((sum, c) => sum * t + c, 0));
+  const z = Math.abs(x) * Math.SQRT1_2, t = 1 / (1 + 0.5 * z);
+  const tail = t * Math.exp(-z * z + ERFC.reduce((sum, c) => sum * t + c, 0));
   return x * (x > 0 ? 1 - tail / 2 : tail / 2);
 }
 
@@ -77,14 +78,15 @@ function softmax(x, at, size) {
   for (let i = at; i < at + size; i++) x[i] /= sum;
 }
 
-// config, weights -> { limit, forward }. forward(tokens, positions, keep) -> p (rows, vocabulary): row r has attended to positions
-// 0 .. positions[r] - 1 of the cache and to itself; keep: its own keys and values become those of its position.
+// config, weights -> { vocabulary, forward }. forward(tokens, positions, keep) -> p (rows, vocabulary): row r attends to
+// positions 0 .. positions[r] - 1 of the cache and to itself; keep: its own keys and values become those of its position.
 function modelOf(config, weights, limit) {
-  const { hidden_size: width, num_attention_heads: heads, intermediate_size: inner, num_hidden_layers: depth, layer_norm_eps: eps } = config;
-  if (config.hidden_act !== "gelu" || !config.use_parallel_residual) throw new Error("only GELU and the parallel residual are here");
-  const vocabulary = config.vocab_size, size = width / heads, rotary = config.rope_parameters;
+  const { hidden_size: width, num_attention_heads: heads, num_hidden_layers: depth, layer_norm_eps: eps } = config;
+  const { intermediate_size: inner, vocab_size: vocabulary, rope_parameters: rotary } = config, size = width / heads;
+  if (config.hidden_act !== "gelu" || !config.use_parallel_residual) throw new Error("not GELU and the parallel residual");
   const rotated = Math.floor(size * (rotary.partial_rotary_factor ?? 1)), half = rotated / 2;
-  const cache = Array.from({ length: depth }, () => ({ keys: new Float64Array(limit * width), values: new Float64Array(limit * width) }));
+  const room = () => new Float64Array(limit * width);
+  const cache = Array.from({ length: depth }, () => ({ keys: room(), values: room() }));
   const scores = new Float64Array(limit + 1);
   const layers = cache.map((_, layer) => name => weights["layers." + layer + "." + name]);
 
@@ -109,7 +111,9 @@ function modelOf(config, weights, limit) {
         rotate(qkv, q, positions[r]);
         rotate(qkv, q + size, positions[r]);
         const at = positions[r] * width + h * size;
-        for (let i = 0; keep && i < size; i++) { keys[at + i] = qkv[q + size + i]; values[at + i] = qkv[q + 2 * size + i]; }
+        if (!keep) continue;
+        keys.set(qkv.subarray(q + size, q + 2 * size), at);
+        values.set(qkv.subarray(q + 2 * size, q + 3 * size), at);
       }
     }
     for (let r = 0; r < positions.length; r++) {
@@ -134,8 +138,9 @@ function modelOf(config, weights, limit) {
 
   function forward(tokens, positions, keep) {
     const rows = tokens.length, fresh = n => new Float64Array(rows * n);
-    const x = fresh(width), normed = fresh(width), qkv = fresh(3 * width), mixed = fresh(width), wide = fresh(inner), added = fresh(width);
-    tokens.forEach((token, r) => x.set(weights["embed_in.weight"].subarray(token * width, (token + 1) * width), r * width));
+    const [x, normed, qkv, mixed, wide, added] = [width, width, 3 * width, width, inner, width].map(fresh), p = fresh(vocabulary);
+    const embedded = token => weights["embed_in.weight"].subarray(token * width, (token + 1) * width);
+    tokens.forEach((token, r) => x.set(embedded(token), r * width));
     const add = y => { for (let i = 0; i < x.length; i++) x[i] += y[i]; };
     layers.forEach((of, layer) => {  // x + attention(LN1 x) + MLP(LN2 x): the parallel residual
       layerNorm(x, of("input_layernorm.weight"), of("input_layernorm.bias"), rows, width, eps, normed);
@@ -149,11 +154,10 @@ function modelOf(config, weights, limit) {
       linear(wide, of("mlp.dense_4h_to_h.weight"), of("mlp.dense_4h_to_h.bias"), rows, inner, width, added);
       add(added);
     });
-    const p = fresh(vocabulary);
     layerNorm(x, weights["final_layer_norm.weight"], weights["final_layer_norm.bias"], rows, width, eps, normed);
     linear(normed, weights["embed_out.weight"], null, rows, width, vocabulary, p);
     for (let r = 0; r < rows; r++) softmax(p, r * vocabulary, vocabulary);
     return p;
   }
-  return { limit, vocabulary, forward };
+  return { vocabulary, forward };
 }

@@ -2,7 +2,8 @@
 "use strict";
 
 // GPT-2's pieces. \p{White_Space} and not \s: JavaScript's has U+FEFF besides, and lacks U+0085.
-const PIECE = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
+const PIECE = new RegExp(["'s|'t|'re|'ve|'m|'ll|'d", " ?\\p{L}+", " ?\\p{N}+", " ?[^\\p{White_Space}\\p{L}\\p{N}]+",
+  "\\p{White_Space}+(?!\\P{White_Space})", "\\p{White_Space}+"].join("|"), "gu");
 const LONGEST_CUT = 8;  // tokens that one cut of characters runs over, at most
 
 // The character that stands for each byte in the vocabulary: itself where it is visible, else the next one from U+0100 on.
@@ -16,14 +17,14 @@ function byteCharacters() {
 function tokenizerOf({ vocabulary, merges, special }) {
   const characters = byteCharacters(), known = new Map();
   const byteOf = new Map(characters.map((c, b) => [c, b])), ids = new Map(Object.entries(vocabulary));
-  const rank = new Map(merges.map(([left, right], i) => [left + " " + right, i]));  // no token holds a space: it is written \u0120
-  const bytes = [];
-  for (const [token, id] of ids) bytes[id] = special.includes(id) ? new TextEncoder().encode(token) : Uint8Array.from(token, c => byteOf.get(c));
+  const rank = new Map(merges.map(([left, right], i) => [left + " " + right, i]));  // no token holds a space: it is \u0120 there
+  const utf8 = text => Array.from(new TextEncoder().encode(text)), bytes = [];
+  for (const [token, id] of ids) bytes[id] = special.includes(id) ? utf8(token) : Array.from(token, c => byteOf.get(c));
 
   // Of all neighbours the pair that was learnt first is merged, everywhere, until no pair is known.
   function merged(piece) {
     if (known.has(piece)) return known.get(piece);
-    let parts = Array.from(new TextEncoder().encode(piece), b => characters[b]);
+    let parts = utf8(piece).map(b => characters[b]);
     for (;;) {
       let best = Infinity;
       for (let i = 0; i + 1 < parts.length; i++) best = Math.min(best, rank.get(parts[i] + " " + parts[i + 1]) ?? Infinity);
@@ -39,7 +40,8 @@ function tokenizerOf({ vocabulary, merges, special }) {
   }
 
   const encode = text => (text.match(PIECE) || []).flatMap(merged);  // a control token spelt out is plain characters
-  const decode = some => new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(some.flatMap(id => Array.from(bytes[id]))));
+  const reader = new TextDecoder("utf-8", { ignoreBOM: true });
+  const decode = some => reader.decode(Uint8Array.from(some.flatMap(id => bytes[id])));
 
   // token -> [the characters that it is a part of, which part, of how many], for tokens that are no text alone.
   function cut(some) {

@@ -10,9 +10,10 @@ function typed() {
   make("label", "Or type a text of your own; " + name + " reads it, in this page:", form, { htmlFor: "own" });
   const box = make("textarea", null, form, { id: "own", rows: 3, maxLength: 8000, spellcheck: false });
   box.value = "Returns the mean of the values along the given axis, or None if the array is empty.";
-  make("p", name + " is a small model, of " + n_params.toLocaleString("en") + " parameters beside its embeddings, trained by us on " +
-    Math.round(tokens / 1e6) + " million tokens of Python source, docstrings, and sentences of a small grammar with their German " +
-    "translations: of other text it knows little. It runs here, in JavaScript; what you type is sent nowhere.", form);
+  make("p", name + " is a small model, of " + n_params.toLocaleString("en") + " parameters beside its embeddings, trained by " +
+    "us on " + Math.round(tokens / 1e6) + " million tokens of Python source, docstrings, and sentences of a small grammar " +
+    "with their German translations: of other text it knows little. It runs here, in JavaScript; what you type is sent " +
+    "nowhere.", form);
   const status = make("p", "", form, { id: "status" });
   status.setAttribute("role", "status");
   const radio = choice(document.querySelector("#switches fieldset[name=corpus]"), "corpus", OWN);
@@ -33,7 +34,7 @@ function typed() {
 
   function fail(reason) {
     form.replaceChildren();
-    make("p", "This browser does not run the model" + (reason ? " (" + reason + ")" : "") + "; the stored texts remain.", form, { id: "status" });
+    make("p", "This browser does not run the model (" + (reason || "no worker") + "); the stored texts remain.", form);
     radio.parentNode.remove();
     if (state.corpus === OWN) document.querySelector("#switches input[name=corpus]").click();
   }
@@ -48,9 +49,11 @@ function typed() {
   // Behind the text stand two tokens that are not there yet: what would come next, and then.
   function whole({ ids, names, cut, said, left, seconds }) {
     const ahead = left ? [] : [-1, -2], start = left ? undefined : ids.length;
-    own.text = { ids: [...ids, ...ahead], names: { ...names, "-1": " [+1]", "-2": " [+2]" }, cut, said, offset: 2, start, more };
+    const all = { ...names, "-1": " [+1]", "-2": " [+2]" };
+    own.text = { ids: [...ids, ...ahead], names: all, cut, said, offset: 2, start, more };
     status.textContent = (left ? "The first " + ids.length + " of " + (ids.length + left) : ids.length) + " tokens, the " + K +
-      " likeliest between summed out for each, in " + seconds.toFixed(2) + " s. [+1] and [+2] stand for the two that would come next.";
+      " likeliest between summed out for each, in " + seconds.toFixed(2) + " s." +
+      (left ? "" : " [+1] and [+2] stand for the two that would come next.");
     state.at = null;
     if (state.corpus === OWN) draw();
   }
@@ -70,9 +73,10 @@ function typed() {
     const s = said.find(s => s.predictor === "marginal");
     if (!s) return;
     const nats = ([low, high]) => s.exact ? low.toFixed(3) : "between " + low.toFixed(3) + " and " + high.toFixed(3);
-    const line = make("p", "H(m\u2082) " + nats(s.entropy) + " nats; I(x\u2081; x\u2082 | x), what the token between tells of this one, " + nats(s.information) +
-      " nats. " + (s.exact ? "All " + s.candidates.toLocaleString("en") + " tokens between are summed: exact. " :
-      "The " + s.candidates + " tokens between that are summed hold " + s.mass.toFixed(3) + ". "), box, { className: "more" });
+    const summed = s.exact ? "All " + s.candidates.toLocaleString("en") + " tokens between are summed: exact. "
+      : "The " + s.candidates + " tokens between that are summed hold " + s.mass.toFixed(3) + ". ";
+    const told = "I(x\u2081; x\u2082 | x), what the token between tells of this one, " + nats(s.information) + " nats. ";
+    const line = make("p", "H(m\u2082) " + nats(s.entropy) + " nats; " + told + summed, box, { className: "more" });
     if (s.exact) return;
     const button = make("button", "Sum all", line, { type: "button" });
     button.addEventListener("click", () => { button.disabled = true; worker.postMessage({ run, exact: at }); });

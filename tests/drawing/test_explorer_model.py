@@ -182,7 +182,14 @@ def test_what_is_typed_is_coloured_and_told_as_the_package_says_it_and_is_never_
     assert all(name.startswith("blob:") for name in resources) and browser.get_log("browser") == []
 
 
-@pytest.mark.parametrize("gone", ["delete window.Worker", "window.Worker = function () { throw new Error('none here') }"])
+NO_WORKER = {
+    "missing": "delete window.Worker",
+    "refused": "window.Worker = function () { throw new Error('none here') }",
+    "failing": "window.Worker = function () { this.postMessage = () => this.onerror({ message: 'blocked' }) }",
+}
+
+
+@pytest.mark.parametrize("gone", NO_WORKER.values(), ids=NO_WORKER)
 def test_where_no_worker_starts_the_stored_texts_remain(browser, address, gone):
     script = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": gone})
     try:
