@@ -1,18 +1,24 @@
 """A page to look at: a text, and for each token what NTP, the marginal and heads said of it some tokens before.
 
 One self-contained HTML file that asks the network for nothing; the page itself is explorer.html. Made of tables it needs no
-model.
+model; it may hold one that answers in the page (explorer_typed.js), in JavaScript, in a worker of its own.
 """
 
+import base64
 import html
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 
+from ..base import paths
 from ..base.refusals import require
+from ..text.tokens import END
 
 LONGEST = 256  # tokens of a text of the user's
+RUNG = "w64"  # of the ladder, that the published page runs: the next one's weights alone are 3.9 MB in base64
+WORKER = ("tokens", "model", "marginal")  # explorer_*.js, in this order
 
 
 def text_of(table: pd.DataFrame, corpus: str, backbone: str) -> dict:
@@ -33,12 +39,50 @@ def text_of(table: pd.DataFrame, corpus: str, backbone: str) -> dict:
     return {"corpus": corpus, "backbone": backbone, "ids": spoken["token"].tolist(), "names": names, "cut": cut, "said": said}
 
 
-def page(texts: list[dict], note: str = "") -> str:
-    """The whole page, with a note under its title. What texts say is data, and cannot end the element it lies in."""
+def page(texts: list[dict], note: str = "", model: dict | None = None) -> str:
+    """The whole page, with a note under its title. What texts say is data, and cannot end the element it lies in.
+
+    model: of `model_of`, to be run on what the reader types.
+    """
     offsets = sorted({offset for text in texts for _, offset, predictor, *_ in text["said"] if predictor != "ntp"})
-    data = json.dumps({"texts": texts, "offsets": offsets, "note": note}, ensure_ascii=True, separators=(",", ":"))
-    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return Path(__file__).with_name("explorer.html").read_text("utf-8").replace("DATA", data, 1)
+    data = _as_data({"texts": texts, "offsets": offsets, "note": note})
+    before, between, after = re.split(r"\bDATA\b|<!--MODEL-->\n", _source("explorer.html"))
+    return before + data + between + (_running(model) if model else "") + after
+
+
+def model_of(rung: str = RUNG) -> dict:
+    """A rung of the ladder as explorer_marginal.js takes it: its configuration and tokenizer, what it was trained behind, and the
+    file of its weights (fp16 safetensors) in base64; `about`: what the page says of it."""
+    folder, tokenizer = paths.LADDER / rung, json.loads((paths.LADDER / "tokenizer" / "tokenizer.json").read_text("utf-8"))
+    vocabulary, special = tokenizer["model"]["vocab"], [token["id"] for token in tokenizer["added_tokens"]]
+    merges = [m.split(" ") if isinstance(m, str) else m for m in tokenizer["model"]["merges"]]
+    card = json.loads((folder / "card.json").read_text("utf-8"))
+    return {
+        "about": {"name": f"ladder/{rung}", "n_params": card["n_params"], "tokens": card["tokens"]},
+        "config": json.loads((folder / "config.json").read_text("utf-8")),
+        "tokenizer": {"vocabulary": vocabulary, "merges": merges, "special": special},
+        "front": [vocabulary[END]],
+        "weights": base64.b64encode((folder / "model.safetensors").read_bytes()).decode("ascii"),
+    }
+
+
+def _running(model: dict) -> str:
+    """The elements that hold the model, the worker that runs it, and the script that asks the worker."""
+    worker = "\n".join(_source(f"explorer_{part}.js") for part in WORKER)
+    blocks = [("about", "application/json", _as_data(model["about"])), ("model", "application/json", _as_data(model))]
+    blocks.append(("worker", "text/plain", worker))
+    inert = [f'<script type="{kind}" id="{name}">{content}</script>\n' for name, kind, content in blocks]
+    return "".join([*inert, f"<script>\n{_source('explorer_typed.js')}</script>\n"])
+
+
+def _as_data(value: dict) -> str:
+    """JSON in which nothing is markup."""
+    data = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _source(name: str) -> str:
+    return Path(__file__).with_name(name).read_text("utf-8")
 
 
 def frame(content: str, height: int = 560):

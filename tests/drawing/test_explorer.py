@@ -1,8 +1,6 @@
 """The page says what its table says, of the right tokens, and nothing in a text becomes markup."""
 
 import json
-import os
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -151,23 +149,6 @@ def test_the_tokenizer_of_the_ladder_has_characters_cut_and_whole():
     text = "Stra\u00dfe \u2603 na\u00efve"
     found = characters_of(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer)
     assert "".join(whole for whole, part, _ in found if part == 0) == text and any(parts > 1 for *_, parts in found)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        assert os.environ.get("MTP_BROWSER") != "required", "chromium and chromedriver are not here, and this run requires them"
-        pytest.skip("chromium and chromedriver are not here (Debian: apt install chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1100,900"):
-        options.add_argument(word)
-    options.binary_location = shutil.which("chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 def said_on(browser) -> dict:
