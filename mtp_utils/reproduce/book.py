@@ -1,4 +1,4 @@
-"""The book: the executed notebooks of a run as static pages, with the scorecard in front; below build/, and published in docs/."""
+"""The book: the executed notebooks of a run as static pages, the scorecard in front; below build/, and published in docs/."""
 
 import json
 import struct
@@ -10,6 +10,7 @@ from ..base.locks import Stop
 from . import overview, pages
 
 MOST = 3_000_000  # bytes of a published book, without the figures that it links
+PAGE = "07"  # the notebook that makes the explorer's page
 DPI = 200  # of the figures' PNG files, against 96 CSS pixels an inch
 BESIDE = {  # pages in docs/ that are written by hand -> what they are
     "log.md": "a log of what was tried and did not work, or did not matter",
@@ -17,8 +18,8 @@ BESIDE = {  # pages in docs/ that are written by hand -> what they are
 }
 FRONT = """# How well does a next-token model predict the tokens after next?
 
-The executed notebooks of every published run, with their tables, figures, sentences and verdicts: a book for each. Code is folded;
-a line of it says how much there is, and opens it.
+The executed notebooks of every published run, with their tables, figures, sentences and verdicts: a book for each. Code is folded
+behind a line that says how much there is.
 
 {books}
 
@@ -57,8 +58,9 @@ def render(name: str, profile: str, folder: Path, figures: Path, above: tuple = 
     titles = {stem: pages.title_of(notebook) for stem, notebook in executed.items()}
     drawn = [stem for notebook in executed for stem in _entry(profile, notebook)["figures"]]
     records = {stem: _record(paths.figures(profile), stem) for stem in drawn}
-    place = pages.Place(folder, figures, profile, titles, records, above)
-    found = {"index.html": pages.page(_words(_index(name, profile, titles)), place)}
+    explorer = any(stem.startswith(PAGE) for stem in titles) and (paths.figures(profile) / artifacts.EXPLORER).is_file()
+    place = pages.Place(folder, figures, profile, titles, records, explorer, above)
+    found = {"index.html": pages.page(_words(_index(name, place)), place)}
     return found | {f"{stem}.html": pages.page(notebook, place, stem) for stem, notebook in executed.items()}
 
 
@@ -114,14 +116,14 @@ def altered() -> list[tuple[str, str, str]]:
     return problems + [(path.relative_to(paths.ROOT).as_posix(), "file", "is not in a manifest") for path in stray]
 
 
-def _index(name: str, profile: str, titles: dict[str, str]) -> str:
+def _index(name: str, place: pages.Place) -> str:
     """The scorecard with the list of notebooks behind it, as Markdown whose links are those of a notebook."""
-    lines = [f"- [{title}]({stem}.ipynb)" for stem, title in titles.items()]
-    missing = [path.stem for path in paths.all_notebooks() if path.stem not in titles]
+    lines = [f"- [{title}]({stem}.ipynb)" for stem, title in place.titles.items()]
+    missing = [path.stem for path in paths.all_notebooks() if path.stem not in place.titles]
     lines += [f"- {stem}: not run to its end on {name}" for stem in missing]
-    if (paths.figures(profile) / artifacts.EXPLORER).is_file():
+    if place.explorer:
         lines.append("- [what was said of each token of a text](../figures/explorer.html), a page to look at")
-    card = (paths.figures(profile) / "scorecard.md").read_text("utf-8").replace("# Scorecard", f"# Scorecard: {name}", 1)
+    card = (paths.figures(place.profile) / "scorecard.md").read_text("utf-8").replace("# Scorecard", f"# Scorecard: {name}", 1)
     return "\n".join([card, "## Notebooks", *lines])
 
 

@@ -34,7 +34,7 @@ def shown(cell: dict, place) -> dict:
         elif part := _part(output.get("name"), output.get("text", ""), data):
             parts.append(part)
     parts += figures
-    if "run.save_page(" in source and (place.figures / artifacts.EXPLORER).is_file():
+    if "run.save_page(" in source and place.explorer:
         parts.append({"kind": "page", "href": place.to(place.figures / artifacts.EXPLORER)})
     return plain | {"execution_count": None, "outputs": [], "shown": parts}
 

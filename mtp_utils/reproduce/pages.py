@@ -29,6 +29,7 @@ class Place:
     profile: str = ""
     titles: dict[str, str] = field(default_factory=dict)  # notebooks that have a page here -> their titles
     records: dict[str, dict] = field(default_factory=dict)
+    explorer: bool = False  # whether the explorer's page lies beside the figures
     above: tuple[tuple[str, Path], ...] = ()  # (label, page) of what stands over this book
 
     def to(self, path: Path) -> str:
@@ -65,10 +66,10 @@ class Renderer(IPythonRenderer):
         """One `h1` a page; what an output says stands below the heading that it stands under."""
         level += self.above if self.inside else 0
         self.level = min(max(level, 2 if self.level else 1), self.level + 1)
-        name = re.sub(r"\W+", "-", re.sub(r"<[^>]*>", "", text)).strip("-").lower()
+        name = re.sub(r"<[^>]*>", "", text).replace(" ", "-")  # as Jupyter calls it, so that links of notebooks hold
         self.names[name] = self.names.get(name, 0) + 1
         again = f"-{self.names[name]}" if self.names[name] > 1 else ""
-        return f'<h{self.level} id="{name}{again}">{text}</h{self.level}>\n'
+        return f'<h{self.level} id="{html.escape(html.unescape(name))}{again}">{text}</h{self.level}>\n'
 
     def inline_math(self, body: str) -> str:
         return formula(body)
