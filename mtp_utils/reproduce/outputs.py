@@ -4,7 +4,6 @@ import ast
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 from ..base import artifacts, paths
@@ -63,7 +62,7 @@ def cleaned(text: str) -> str:
 
 def _roots() -> re.Pattern:
     """Folders of this machine in front of a path, the innermost first."""
-    homes = {os.path.expanduser("~"), tempfile.gettempdir(), sys.prefix, str(paths.ROOT), str(paths.build("").resolve())}
+    homes = {os.path.expanduser("~"), sys.prefix, str(paths.ROOT), str(paths.build("").resolve())}
     longest = sorted((home for home in homes if len(Path(home).parts) > 1), key=lambda home: (-len(home), home))
     return re.compile(r"(?<![\w.])(?:" + "|".join(map(re.escape, longest)) + r")(?:/|(?!\w))")
 
