@@ -4,8 +4,9 @@
 #   ./reproduce.sh [smoke|default|hub|hub-large|hub-qwen3] [--only 01 ...] [--backbone DIR_OR_NAME ...] [--text FILE]
 #                  [--dry-run] [--force] [--list]     no word: default
 #   ./reproduce.sh test       ruff, the unit tests, the notebooks under nbval, and the smoke profile off line
-#   ./reproduce.sh check      are the published figures the ones of their manifest, and of the default run here?
-#   ./reproduce.sh publish    copy the default run's figures to figures/ and the findings to README.md
+#   ./reproduce.sh book       the executed notebooks of every run here as pages to read, build/<profile>/book/index.html
+#   ./reproduce.sh check      are the published figures and pages the ones of their manifest, and of the default run here?
+#   ./reproduce.sh publish    copy the default run's figures to figures/, its pages to docs/ and the findings to README.md
 #   ./reproduce.sh setup      the environment alone
 #   ./reproduce.sh lab        JupyterLab of that environment on notebooks/, in the smoke profile
 #

@@ -1,4 +1,4 @@
-"""The runner: `python -m mtp_utils.reproduce smoke --only 01 02`. Words, plan, running, publishing.
+"""The runner: `python -m mtp_utils.reproduce smoke --only 01 02`. Words, plan, running, the book, publishing.
 
 Only the standard library is imported before there is something to run: reproduce.sh asks `parse` whether the words it was
 given exist before it installs anything.

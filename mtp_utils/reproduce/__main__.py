@@ -28,10 +28,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.word in ("test", "setup", "lab"):
             raise Stop(f"{args.word} is a word of reproduce.sh: ./reproduce.sh {args.word}", UNKNOWN_WORD)
         if args.word in COMMANDS:
-            from . import publish
+            from . import book, publish
 
             with exclusive(paths.build("default")) if args.word == "publish" else contextlib.nullcontext():
-                return getattr(publish, args.word)()
+                return getattr(book if args.word == "book" else publish, args.word)()
         chosen = [p for p in paths.all_notebooks() if not args.only or p.name[:2] in args.only]
         if args.list:
             print("\n".join([p.stem for p in chosen] + [f"--backbone {name}: {index.told(name)}" for name in index.models()]))

@@ -1,4 +1,5 @@
-"""Puts finished runs' figures into figures/ and their findings into the README, and checks what was put there."""
+"""Puts finished runs' figures into figures/, their book into docs/ and their findings into the README, and checks what was put
+there."""
 
 import json
 from pathlib import Path
@@ -10,10 +11,9 @@ from ..base import artifacts, paths
 from ..base.files import sha256, write_atomic, write_json
 from ..base.locks import Stop
 from ..base.records import read_table
-from . import overview
+from . import book, overview
 
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
-PAGE = "07"  # the notebook that makes the explorer's page
 FIRST = ("00", "01", "02")  # notebooks without which nothing of a pretrained model is published
 # Text and whole numbers are compared as they are. Other numbers differ between processors and thread counts: in the
 # last digits of a log-prob, and where two tokens are nearly tied, by single positions of an accuracy.
@@ -27,7 +27,8 @@ TIMED = "06_speed"  # ratios of seconds: only its text is compared
 
 def publish() -> int:
     """Copy figures, manifest.json and scorecard.md of the default run, and below it those of the pretrained models' runs, where
-    they are complete; draw the figure over all of them and renew the README's table.
+    they are complete, with their executed notebooks as pages in docs/; draw the figure over all of them and renew the README's
+    table.
 
     A pretrained model's run takes hours: what of it is finished is published, from notebook 02 on, and the others are left out.
     """
@@ -35,15 +36,19 @@ def publish() -> int:
     _with_findings(readme.read_text("utf-8"), "")
     for name, (folder, profile) in overview.RUNS.items():
         try:
-            done.append((name, folder, profile, _ready(profile)))
+            done.append((name, folder, profile, _ready(profile), book.for_docs(name)))
         except Stop as stop:
             refused.append(f"{name}: {stop}")
     if not done:
         raise Stop(refused[0])
-    for name, folder, profile, manifest in done:
+    for name, folder, profile, manifest, pages in done:
+        book.put(book.docs(name), pages)
+        manifest["book"] = {file: sha256(page) for file, page in pages.items()}
         print(f"{name}: {_copy(profile, manifest, paths.FIGURES / folder)} files to {paths.FIGURES / folder}")
+        print(f"{name}: {len(pages)} pages to {book.docs(name)}")
     print("\n".join(f"{line}; left as it is published" for line in refused))
     overview.draw(paths.FIGURES)
+    book.put(paths.ROOT / "docs", book.front())
     write_atomic(readme, _with_findings(readme.read_text("utf-8"), overview.findings(paths.FIGURES)).encode())
     print(f"the findings are in {readme}")
     return 0
@@ -63,7 +68,7 @@ def _copy(profile: str, manifest: dict, target: Path) -> int:
 
 
 def check() -> int:
-    """Print what differs between figures/, its manifests, the README and the runs here; 1 if anything does."""
+    """Print what differs between figures/, docs/, their manifests, the README and the runs here; 1 if anything does."""
     folders = overview.published(paths.FIGURES)
     if not folders:
         raise Stop("nothing is published yet: figures/manifest.json is missing; ./reproduce.sh publish makes it")
@@ -82,6 +87,7 @@ def check() -> int:
         if _with_findings(readme, overview.findings(paths.FIGURES)) != readme:
             problems.append(("README.md", "findings", "is not the table of the published scorecards"))
         problems += overview.outdated(paths.FIGURES)
+    problems += book.altered()
     for name, column, what in problems:
         print(f"{name:40} {column:24} {what}")
     print("\n".join(counts))
@@ -132,7 +138,7 @@ def _ready(profile: str) -> dict:
         raise Stop(f"{altered[0][0]} of the {profile} run {altered[0][2]}; run ./reproduce.sh again")
     manifest = _manifest(source)
     figures = {stem: figure for stem, figure in manifest["figures"].items() if figure["notebook"] not in missing}
-    if any(name.startswith(PAGE) for name in missing):
+    if any(name.startswith(book.PAGE) for name in missing):
         manifest.pop("explorer_sha256", None)
     return manifest | {"figures": figures}
 

@@ -10,7 +10,7 @@ from ..base.files import gguf_name, gguf_of
 from ..base.profiles import PROFILES
 from ..base.refusals import require
 
-COMMANDS = ("check", "publish", "test", "setup", "lab")  # the last three are reproduce.sh's own
+COMMANDS = ("book", "check", "publish", "test", "setup", "lab")  # the last three are reproduce.sh's own
 FAILED, UNKNOWN_WORD, INTERRUPTED = 1, 2, 130  # exit codes
 FLAGS = {  # as a message names them -> what argparse makes of them
     "--only NN ...": {"nargs": "+", "metavar": "NN", "help": "run these notebooks alone, by their numbers"},

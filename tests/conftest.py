@@ -1,4 +1,4 @@
-"""A browser for the tests of the explorer's page."""
+"""What tests of several rooms are given."""
 
 import os
 import shutil
@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
+    """A headless Chromium, or a skip with the reason; where MTP_BROWSER=required, a failure."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         assert os.environ.get("MTP_BROWSER") != "required", "chromium and chromedriver are not here, and this run requires them"
         pytest.skip("chromium and chromedriver are not here (Debian: apt install chromium chromium-driver)")
