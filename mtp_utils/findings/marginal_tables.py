@@ -10,7 +10,7 @@ from ..text import blocks as blocks_module
 from . import controls, measures, metrics, stored
 from .claims import LABELS, OFFSET
 from .counting import CONTROLS, PREDICTORS
-from .marginal_claims import slopes
+from .marginal_claims import c1_effects, not_known, slopes
 
 KS = (1, 4, 16, 64, 256)
 SAMPLED = ({"samples": 64}, {"samples": 256}, {"top_k": 64, "samples": 64}, {"top_k": 128, "samples": 128})
@@ -120,6 +120,13 @@ def by_context(scores: pd.DataFrame) -> pd.DataFrame:
     context = pd.cut(scores["position"], edges, labels=bins).astype(str)
     found = metrics.summarise(scores.assign(context=context), ["backbone", "corpus", "context"], ["top1", "cross_entropy"])
     return found.sort_values("context", key=lambda c: c.map(bins.index), kind="stable", ignore_index=True)
+
+
+def unknown_to(run, backbone: Backbone, test: dict) -> tuple[str, ...]:
+    """The corpora that a backbone does not know (marginal_claims.not_known)."""
+    frames = [stored.marginal_scores(run, backbone, part, (1, OFFSET)) for part in test.values()]
+    frames += [stored.control_scores(run, backbone, part) for part in test.values()]
+    return tuple(not_known(c1_effects(pd.concat(frames, ignore_index=True), backbone.name)))
 
 
 def by_package(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:

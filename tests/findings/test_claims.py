@@ -28,11 +28,11 @@ HELD = {  # sha256 of what decides a claim -> how many dated changes stand besid
     "C1": ("9d108f1117e9b937", 3),
     "C2 (size)": ("09b26a03ac02ba8e", 0),
     "C2 (data)": ("b58eb10db56e08d5", 1),
-    "C3a": ("171c5ae664d87fc2", 2),
+    "C3a": ("a205b24239eeda4c", 3),
     "C3b": ("e03d8d2ff17252e3", 3),
     "C4a": ("df7a875c41e70466", 3),
     "C4b": ("6f96f5cf6fa7c665", 3),
-    "C4c": ("adb0643494d5068d", 2),
+    "C4c": ("93154d0e86c65330", 3),
 }
 
 

@@ -124,6 +124,17 @@ def test_joint_heads_are_ahead_where_the_data_say_so_and_contradicted_where_they
     assert "One training seed: exploratory" in head_claims.c4_ahead(claim, effects, "b", "block", (0,)).text
 
 
+def test_a_corpus_that_the_backbone_does_not_know_is_said_and_not_judged():
+    both = head_claims.c3a_effects(pd.concat([scores(0.6), scores(-0.5, corpora=("translation",))]))
+    found = head_claims.c3a(both, "b", "block", (0, 1, 2), ["translation"], ("translation",))
+    assert found.verdict == "partly" and found.effect > 0.4 and "Not testable on translation" in found.text
+    assert "-0.5" in found.text and "not ahead of counting" not in found.text
+    assert head_claims.c3a(both, "b", "block", (0, 1, 2)).verdict == "contradicted in some corpora"
+    alone = both[both.corpus == "translation"]
+    assert head_claims.c3a(alone, "b", "block", (0, 1, 2), unknown=("translation",)).verdict == "inconclusive"
+    assert head_claims.c3a(both[both.corpus != "translation"], "b", "block", (0, 1, 2)).verdict == "reproduced"
+
+
 def judged_c4c(joint, half, behind=()):
     doubling = head_claims.shares_closed(scores(joint, stream=1, noise=0.01), scores(half, stream=3, noise=0.01))
     effects = head_claims.c3a_effects(scores(joint, stream=1))
