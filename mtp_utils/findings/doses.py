@@ -64,13 +64,15 @@ def by_dose(scores: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
 
 def free_blocks(blocks, tokenizer):
     """The windows of generated translations with one position each that counts, where the language is free: in the last English
-    sentence, of which none, one, ... KNOWN tokens, in turn, have been read. Called `english`."""
+    sentence that begins in the window, of which none, one, ... KNOWN tokens, in turn, have been read. Called `english`."""
     known, scored = {d.id: d for d in corpora.documents("translation", blocks.split)}, torch.zeros_like(blocks.scored)
     for row, name in enumerate(blocks.documents):
         document = known[name]
-        begins = document.spans[-1][0] - len(document.pairs[-1].english) - 1
         _, starts = encode_with_starts(tokenizer, document.text)
-        scored[row, len(front_of(tokenizer)) + starts.index(begins) - 1 + row % (KNOWN + 1)] = True
+        sides = zip(document.spans, document.pairs, strict=True)
+        begins = [starts.index(span[0] - len(pair.english) - 1) for span, pair in sides]
+        each = [len(front_of(tokenizer)) + begin - 1 + row % (KNOWN + 1) for begin in begins]
+        scored[row, max(t for t in each if t + blocks.horizon < int(blocks.mask[row].sum()))] = True
     digest = hashlib.sha256(f"{blocks.fingerprint}/english".encode() + scored.numpy().tobytes()).hexdigest()
     return dataclasses.replace(blocks, corpus="english", scored=scored, fingerprint=digest)
 

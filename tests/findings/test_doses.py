@@ -32,6 +32,15 @@ def test_what_is_free_is_the_beginning_of_the_last_english_sentence(free, tokeni
         assert (sentence + "\n").startswith(read + tokenizer.decode(free.tokens[row, t + 1 : t + 3]))
 
 
+def test_where_the_window_ends_before_the_last_sentence_it_is_the_one_before(tokenizer):
+    size = {"n_documents": 200, "positions_per_document": 1, "horizon": 4}
+    many = blocks.evaluation_blocks("translation", "test", tokenizer, **size)
+    free = doses.free_blocks(many, tokenizer)
+    last = free.scored.int().argmax(1)
+    assert free.scored.sum(1).eq(1).all() and (last + 4 < free.mask.sum(1)).all() and (last > 31).all()
+    assert (free.mask.sum(1) == 256).any()  # longer than the window
+
+
 def test_the_truth_is_what_follows_in_sentences_that_begin_so(free, tokenizer, monkeypatch):
     labels = scoring.Labels(measures.label_table(free, {}))
     sentences = iter(["The old man sees a dog.", "The old man sees a cat.", "The new man sees a cat.", "We see a dog."] * 500)
