@@ -63,16 +63,17 @@ def by_dose(scores: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
 
 
 def free_blocks(blocks, tokenizer):
-    """The windows of generated translations with one position each that counts, where the language is free: in the last English
-    sentence that begins in the window, of which none, one, ... KNOWN tokens, in turn, have been read. Called `english`."""
+    """The windows of generated translations with those positions that count where the language is free: in the last English
+    sentence that begins in the window, where none, one, ... KNOWN of its tokens have been read. Called `english`."""
     known, scored = {d.id: d for d in corpora.documents("translation", blocks.split)}, torch.zeros_like(blocks.scored)
     for row, name in enumerate(blocks.documents):
         document = known[name]
         _, starts = encode_with_starts(tokenizer, document.text)
         sides = zip(document.spans, document.pairs, strict=True)
         begins = [starts.index(span[0] - len(pair.english) - 1) for span, pair in sides]
-        each = [len(front_of(tokenizer)) + begin - 1 + row % (KNOWN + 1) for begin in begins]
-        scored[row, max(t for t in each if t + blocks.horizon < int(blocks.mask[row].sum()))] = True
+        first, end = len(front_of(tokenizer)) - 1, int(blocks.mask[row].sum()) - KNOWN - blocks.horizon
+        t = max(first + begin for begin in begins if first + begin < end)
+        scored[row, t : t + KNOWN + 1] = True
     digest = hashlib.sha256(f"{blocks.fingerprint}/english".encode() + scored.numpy().tobytes()).hexdigest()
     return dataclasses.replace(blocks, corpus="english", scored=scored, fingerprint=digest)
 
@@ -89,8 +90,8 @@ def free_truth(tokenizer: Tokenizer, blocks, labels: Labels, n: int, seed: int =
         for ids in begins:
             counts.setdefault(ids[:known], Counter())[ids[known + OFFSET - 1]] += 1
     rows, entropies, enough = [], [], []
-    for row, t in blocks.scored.nonzero().tolist():
-        known = row % (KNOWN + 1)
+    for i, (row, t) in enumerate(blocks.scored.nonzero().tolist()):
+        known = i % (KNOWN + 1)
         found = counts.get(tuple(blocks.tokens[row, t - known + 1 : t + 1].tolist()), Counter())
         p = np.zeros(width)
         p[list(found)] = list(found.values())

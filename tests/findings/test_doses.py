@@ -23,21 +23,21 @@ def free(tokenizer):
 
 def test_what_is_free_is_the_beginning_of_the_last_english_sentence(free, tokenizer):
     known = {d.id: d for d in blocks.corpora.documents("translation", "test")}
-    assert free.scored.sum(1).tolist() == [1] * 9 and free.corpus == "english"
+    assert free.scored.sum(1).tolist() == [3] * 9 and free.corpus == "english"
     for row, name in enumerate(free.documents):
-        t = int(free.scored[row].int().argmax())
-        before, sentence = tokenizer.decode(free.tokens[row, : t + 1]), known[name].pairs[-1].english
-        read = tokenizer.decode(free.tokens[row, t + 1 - row % 3 : t + 1])
-        assert before.endswith("\n\n" + read) and sentence.startswith(read)
-        assert (sentence + "\n").startswith(read + tokenizer.decode(free.tokens[row, t + 1 : t + 3]))
+        sentence = known[name].pairs[-1].english
+        for n, t in enumerate(free.scored[row].nonzero()[:, 0].tolist()):
+            read = tokenizer.decode(free.tokens[row, t + 1 - n : t + 1])
+            assert tokenizer.decode(free.tokens[row, : t + 1]).endswith("\n\n" + read)
+            assert (sentence + "\n").startswith(read + tokenizer.decode(free.tokens[row, t + 1 : t + 3]))
 
 
 def test_where_the_window_ends_before_the_last_sentence_it_is_the_one_before(tokenizer):
     size = {"n_documents": 200, "positions_per_document": 1, "horizon": 4}
     many = blocks.evaluation_blocks("translation", "test", tokenizer, **size)
     free = doses.free_blocks(many, tokenizer)
-    last = free.scored.int().argmax(1)
-    assert free.scored.sum(1).eq(1).all() and (last + 4 < free.mask.sum(1)).all() and (last > 31).all()
+    first = free.scored.int().argmax(1)
+    assert free.scored.sum(1).eq(3).all() and (first + 2 + 4 < free.mask.sum(1)).all() and (first > 31).all()
     assert (free.mask.sum(1) == 256).any()  # longer than the window
 
 
@@ -51,8 +51,8 @@ def test_the_truth_is_what_follows_in_sentences_that_begin_so(free, tokenizer, m
 
     monkeypatch.setattr(translation, "sample_pair", lambda rng, rate: Drawn(next(sentences)))
     table = doses.free_truth(scoring.Tokenizer(tokenizer), free, labels, 2000)
-    none_known = table[table["document"].isin([free.documents[row] for row in (0, 3, 6)])]
-    assert len(none_known) == 3
+    none_known = table.groupby("document", sort=False).first()
+    assert len(none_known) == 9 and len(table) <= 27
     second = [tokenizer("\n" + s, add_special_tokens=False)["input_ids"][2] for s in ("The old man", "The new man", "We see a")]
     assert len(set(second)) == 3
     p = np.array([1, 1 / 2, 1 / 2]) / 2
@@ -67,7 +67,7 @@ def test_by_the_grammar_itself_positions_differ_by_nats_and_its_answer_costs_its
     labels = scoring.Labels(measures.label_table(free, {}))
     table = doses.free_truth(scoring.Tokenizer(tokenizer), free, labels, 3000)
     assert table["entropy"].max() > 3.5 and table["entropy"].max() - table["entropy"].min() > 1
-    assert (table["log_prob"] <= 0).all() and len(table) >= 6
+    assert (table["log_prob"] <= 0).all() and len(table) >= 12
 
 
 def test_positions_fall_into_bins_of_their_true_entropy_and_unknown_ones_into_none():
