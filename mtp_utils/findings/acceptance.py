@@ -76,7 +76,7 @@ def against_decoding(heard: pd.DataFrame, passes: pd.DataFrame) -> pd.DataFrame:
     tokens heard; `conditional`, of those where the drafts before were; `decoded`, full in the passes that decoding took on the
     same prompts; `difference` of the two with its interval, from drawing documents."""
     rows, by = [], ["corpus", "drafter", "temperature"]
-    whole = passes[~passes["cut"] & passes["drafted"]].groupby(by, sort=False)
+    whole = passes[~passes["cut"]].groupby(by, sort=False)  # what is not drafted is not accepted, on either side
     for keys, part in heard.groupby(by, sort=False):
         if keys not in whole.groups:
             continue
