@@ -6,8 +6,17 @@ import shutil
 import pytest
 
 
+@pytest.fixture
+def browser(driver):
+    """A headless Chromium as wide as at the start, whatever an earlier test had made of it."""
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    driver.set_window_size(1100, 900)
+    return driver
+
+
 @pytest.fixture(scope="session")
-def browser():
+def driver():
     """A headless Chromium, or a skip with the reason; where MTP_BROWSER=required, a failure."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         assert os.environ.get("MTP_BROWSER") != "required", "chromium and chromedriver are not here, and this run requires them"
@@ -19,6 +28,6 @@ def browser():
         options.add_argument(word)
     options.binary_location = shutil.which("chromium")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield found
+    found.quit()
