@@ -79,7 +79,7 @@ def test_every_direct_dependency_has_its_reason_in_contributing():
 
 def test_the_package_ships_the_ladder_and_the_licence():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert data == {"mtp_utils": ["**/*.json", "**/*.html", "backbones/ladder/**"]}
+    assert data == {"mtp_utils": ["**/*.json", "**/*.html", "**/*.js", "backbones/ladder/**"]}
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
     assert "arXiv:2502.09419" in (ROOT / "CITATION.cff").read_text()
 
