@@ -54,10 +54,10 @@ def lens_arrays(backbone, blocks, at: tuple[int, ...], bf16: bool = False) -> di
     n = backbone.model.config.get_text_config().num_hidden_layers
     lenses = [Heads(backbone, HeadSpec("linear", layer, offsets=(1,))) for layer in range(n + 1)]
 
-    def log_probs(hidden: tuple, layer: int, k: int, here: torch.Tensor) -> torch.Tensor:
+    def log_probs(hidden: tuple, layer: int, here: torch.Tensor) -> list[torch.Tensor]:
         lens = lenses[layer]
         h = hidden[layer][here].to(next(lens.parameters()).dtype)
-        return lens.log_probs(1, lens(h[None, :, None])[1])[0]
+        return [lens.log_probs(1, lens(h[None, :, None])[1])[0]] * len(at)  # it says the same of every offset
 
     return by_layer(backbone, blocks, at, log_probs, bf16)
 
@@ -65,16 +65,18 @@ def lens_arrays(backbone, blocks, at: tuple[int, ...], bf16: bool = False) -> di
 @torch.no_grad()
 def by_layer(backbone, blocks, at: tuple[int, ...], log_probs, bf16: bool = False) -> dict[str, np.ndarray]:
     """`log_prob.k` (layers + 1, positions) [nats] of the data's own token at each offset k, at every scored position of the
-    blocks, by log_probs(hidden states, layer, k, scored) -> (positions, vocab)."""
+    blocks, by log_probs(hidden states, layer, scored) -> for each offset (positions, vocab)."""
     model, found = backbone.model, {k: [] for k in at}
     for part in torch.arange(len(blocks.tokens)).split(BLOCKS):
         ids, here = blocks.tokens[part].to(model.device), blocks.scored[part].to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             hidden = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        for k in at:
-            label = offsets.labels_of(ids, here, k)[:, None]
-            each = [log_probs(hidden, layer, k, here).gather(1, label)[:, 0] for layer in range(len(hidden))]
-            found[k].append(torch.stack(each).double().cpu().numpy())
+        labels, each = [offsets.labels_of(ids, here, k)[:, None] for k in at], {k: [] for k in at}
+        for layer in range(len(hidden)):
+            for k, label, log_q in zip(at, labels, log_probs(hidden, layer, here), strict=True):
+                each[k].append(log_q.gather(1, label)[:, 0])
+        for k, values in each.items():
+            found[k].append(torch.stack(values).double().cpu().numpy())
     return {f"log_prob.{k}": np.concatenate(parts, 1) for k, parts in found.items()}
 
 

@@ -67,10 +67,10 @@ def jacobian_arrays(backbone: Backbone, blocks, read: Arrays, at: tuple[int, ...
     """The Jacobian lens of every layer on the data's own tokens, as head_measures.lens_arrays; read: `jacobians`."""
     model, mean = backbone.model, torch.from_numpy(read.values["mean"])
 
-    def log_probs(hidden: tuple, layer: int, k: int, here: torch.Tensor) -> torch.Tensor:
+    def log_probs(hidden: tuple, layer: int, here: torch.Tensor) -> list[torch.Tensor]:
         moved = hidden[layer][here].float() - mean[layer].to(here.device)
-        jacobian = torch.from_numpy(read.values[f"jacobian.{k}"][layer]).float().to(here.device)
-        ahead = mean[-1].to(here.device) + moved @ jacobian.T
-        return unembed(model, ahead.to(model.dtype)).float().log_softmax(-1)
+        each = [torch.from_numpy(read.values[f"jacobian.{k}"][layer]).float().to(here.device) for k in at]
+        ahead = [mean[-1].to(here.device) + moved @ jacobian.T for jacobian in each]
+        return [unembed(model, h.to(model.dtype)).float().log_softmax(-1) for h in ahead]
 
     return head_measures.by_layer(backbone, blocks, at, log_probs)
