@@ -61,17 +61,24 @@ def offered(model, drafter, ids, max_new_tokens: int, width: int = 8, **options)
     """
     listener = Listener(drafter, width)
     done = draft_and_verify(model, listener, ids, max_new_tokens, **options)
-    ends, ranks = _ends(options.get("eos_token_id")), []
+    ranks = []
     prompts = [n - 1 for n in listener.heard[0][0]] if listener.heard else [0] * len(done.tokens)
     for row, (new, prompt) in enumerate(zip(done.tokens, prompts, strict=True)):
         heard, found = {lengths[row] - prompt - 1: offer[row] for lengths, offer in reversed(listener.heard)}, []
-        for i in range(len(new) - drafter.depth - 1):  # of later ones the length limit is within reach
-            later = new[i + 1 : i + 1 + drafter.depth]
-            if i in heard and ends.isdisjoint(later.tolist()):
+        for i, later in whole_passes(new, drafter.depth, options.get("eos_token_id")):
+            if i in heard:
                 hit = heard[i] == later[:, None]
                 found.append(torch.where(hit.any(1), hit.int().argmax(1), width))
         ranks.append(torch.stack(found) if found else torch.empty(0, drafter.depth, dtype=torch.int64))
     return done.tokens, ranks
+
+
+def whole_passes(new: torch.Tensor, depth: int, eos_token_id) -> list[tuple[int, torch.Tensor]]:
+    """(i, the `depth` tokens behind it) of each new token i from which a pass reaches neither the length limit nor the end of a
+    text."""
+    ends = _ends(eos_token_id)
+    each = [(i, new[i + 1 : i + 1 + depth]) for i in range(len(new) - depth - 1)]
+    return [(i, later) for i, later in each if ends.isdisjoint(later.tolist())]
 
 
 def tree(widths: tuple[int, ...]) -> set[tuple[int, ...]]:

@@ -52,10 +52,7 @@ def _own_ranks(model, prompt: torch.Tensor, new: torch.Tensor, ends) -> torch.Te
     with undisturbed(model):
         logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     rank = (logits > logits.gather(1, ids[0, len(prompt) :, None])).sum(1).clamp(max=WIDTH).cpu()
-    ends = [ends] if isinstance(ends, int) else list(ends or ())
-    stops = torch.isin(new.cpu(), torch.tensor(ends, dtype=new.dtype))
-    first = range(len(new) - DEPTH - 1)
-    kept = [rank[i + 1 : i + 1 + DEPTH] for i in first if not stops[i + 1 : i + 1 + DEPTH].any()]
+    kept = [rank[i + 1 : i + 1 + DEPTH] for i, _ in expected.whole_passes(new, DEPTH, ends)]
     return torch.stack(kept) if kept else torch.empty(0, DEPTH, dtype=torch.int64)
 
 

@@ -4,6 +4,7 @@ What a contrast compares is computed in marginal_claims.py (C1, C2) and head_cla
 beyond these contrasts is exploratory.
 """
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,3 +217,18 @@ def decide(effects: pd.DataFrame, threshold: float, seeds_agree: bool = True) ->
     if (against & clear).any():
         return "contradicted in some corpora"
     return "partly" if held.any() else "inconclusive"
+
+
+def decide_known(effects: pd.DataFrame, unknown: Collection[str], decided: Callable[[pd.DataFrame], str]) -> tuple:
+    """(rows judged, verdict): `decided` by the corpora that a backbone knows, to `partly` at the most where it does not know all;
+    where it knows none, inconclusive, on all rows."""
+    judged = effects[~effects.corpus.isin(unknown)]
+    if judged.empty:
+        return effects, "inconclusive"
+    verdict = decided(judged)
+    return judged, "partly" if len(judged) < len(effects) and verdict == "reproduced" else verdict
+
+
+def not_testable(unknown: Collection[str]) -> str:
+    """Why corpora that a backbone does not know are not judged, in words."""
+    return f"Not testable on {', '.join(unknown)}: at offset 1 the backbone itself loses to the trigram there"

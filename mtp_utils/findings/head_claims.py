@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from . import metrics
-from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, verdict_on
+from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, decide_known, not_testable, verdict_on
 from .counting import PREDICTORS
 
 
@@ -83,14 +83,10 @@ def _gap_verdict(
 ) -> Verdict:
     """The verdict on a difference in nats that has to lie above 0 in every corpus: by those that the backbone knows, to `partly`
     at the most where it does not know all."""
-    judged = effects[~effects.corpus.isin(unknown)]
-    none = judged.empty
-    judged = effects if none else judged
+    threshold = CONTRASTS[claim].threshold
+    judged, found = decide_known(effects, unknown, lambda rows: decide(rows, threshold, bool(rows["seeds_agree"].all())))
     row = judged.sort_values("effect").iloc[0]
-    found = decide(judged, CONTRASTS[claim].threshold, bool(judged["seeds_agree"].all()))
-    if len(judged) < len(effects) or none:
-        found = "inconclusive" if none else {"reproduced": "partly"}.get(found, found)
-        text += f" Not testable on {', '.join(unknown)}: at offset 1 the backbone itself loses to the trigram there."
+    text += f" {not_testable(unknown)}." if effects.corpus.isin(unknown).any() else ""
     verdict, why = _unless_behind(found, [corpus for corpus in behind if corpus in set(judged.corpus)])
     return verdict_on(claim, f"{contrast} [nats], worst corpus ({row.corpus})", row, seeds, verdict, _each(effects) + text + why)
 

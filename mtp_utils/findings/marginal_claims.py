@@ -6,7 +6,7 @@ import pandas as pd
 from scipy import stats
 
 from . import metrics
-from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, verdict_on
+from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, decide_known, not_testable, verdict_on
 from .counting import CONTROLS, PREDICTORS
 
 POWER = 1.96 + 0.84  # standard errors that an effect needs for 80 % power at a two-sided 5 %
@@ -52,10 +52,8 @@ def c1(effects: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,)) -> V
     """
     unknown = not_known(effects)
     effects = effects[effects.offset == OFFSET]
-    judged = effects[~effects.corpus.isin(unknown)] if len(unknown) < effects.corpus.nunique() else effects
-    verdict = decide(metrics.hardest(judged, "corpus"), CONTRASTS["C1"].threshold)
-    if unknown:
-        verdict = "inconclusive" if judged is effects else {"reproduced": "partly"}.get(verdict, verdict)
+    threshold = CONTRASTS["C1"].threshold
+    judged, verdict = decide_known(effects, unknown, lambda rows: decide(metrics.hardest(rows, "corpus"), threshold))
     hardest = metrics.hardest(effects[effects.metric == "top1"], "corpus")
     row = hardest[hardest.corpus.isin(judged.corpus)].sort_values("effect").iloc[0]
     text = "; ".join(
@@ -64,14 +62,13 @@ def c1(effects: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,)) -> V
     )
     least = judged[judged.metric == "cross_entropy"]["effect"].min()
     text += f"; in cross-entropy ahead of every control by at least {least:.2f} nats" if least > 0 else ""
-    left_out = f"not testable on {', '.join(unknown)}: at offset 1 the backbone itself loses to the trigram there"
-    if unknown:
-        text += f" where it is judged. {left_out[0].upper()}{left_out[1:]}"
+    left_out = not_testable(unknown)
+    text += f" where it is judged. {left_out}" if unknown else ""
     return verdict_on(
         "C1",
         f"{backbone}, offset 2, data labels: top-1 of the marginal minus that of the control hardest to beat, worst corpus "
         f"({row.corpus}: {row.control.replace('_', ' ')}); decided on all four controls, top-1 and cross-entropy"
-        + (f"; {left_out}" if unknown else ""),
+        + (f"; {left_out[0].lower()}{left_out[1:]}" if unknown else ""),
         row,
         seeds,
         verdict,
