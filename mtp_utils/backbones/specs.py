@@ -32,6 +32,9 @@ SPECS = {
         *(Spec(f"w{w}-seed{i}", w, i) for w in WIDTHS[:3] for i in (1, 2)),
         Spec("w128-mtp", 128, objective="mtp"),
         Spec("w128-offset2", 128, objective="offset2"),
+        Spec("w128-seed1", 128, 1),  # a second pre-training run of w128 and of both twins
+        Spec("w128-mtp-seed1", 128, 1, "mtp"),
+        Spec("w128-offset2-seed1", 128, 1, "offset2"),
     )
 }
 
