@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 LADDER = tuple(f"ladder/w{width}" for width in (16, 32, 64, 128, 256))
 SEEDS = tuple(f"ladder/w{width}-seed{seed}" for width in (16, 32, 64) for seed in (1, 2))
 TWINNED, TWINS = "ladder/w128", ("ladder/w128-mtp", "ladder/w128-offset2")  # one shape and tokens: NTP, MTP loss, offset 2
+SECOND_RUNS = tuple(f"{name}-seed1" for name in (TWINNED, *TWINS))
 CORPORA = ("translation", "code", "prose")
 HUB_CORPORA = (*CORPORA, "instructions")
 PEOPLE_CORPORA = ("translation", "catalogues", "code", "prose")  # with translations by people, which wheels hold
@@ -30,7 +31,8 @@ class Profile:
     """How much one run measures.
 
     `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is the
-    largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens; `joint` is the backbone that is
+    largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens, and `second_runs` are all three from
+    another seed; `joint` is the backbone that is
     trained together with heads. `head_tokens` are the positions heads and probes are trained on, `trial_tokens` those of one
     trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over `text_tokens`,
     with the seeds `head_seeds`; joint training, and the frozen heads beside it, on `joint_tokens` at most and on halves of
@@ -47,6 +49,7 @@ class Profile:
     extra_seeds: tuple[str, ...] = ()
     twinned: str | None = None
     twins: tuple[str, ...] = ()
+    second_runs: tuple[str, ...] = ()
     joint: str | None = None
     n_documents: int = 200
     positions_per_document: int = 1
@@ -96,6 +99,7 @@ FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
 REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
 REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,)}
+TWINNING = {"twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
 # of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,
 # and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads that decide see up to two
@@ -110,7 +114,7 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
-        Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, joint=LADDER[2]),
+        Profile("default", backbones=LADDER, extra_seeds=SEEDS, joint=LADDER[2], **TWINNING),
         Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6, **REAL),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),
         Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], **FULL),
@@ -152,5 +156,5 @@ def with_own(profile: Profile, backbones: dict[str, str], text: str | None) -> P
     name = f"{profile.name}+{slug}-{hashlib.sha256(json.dumps([backbones, text]).encode()).hexdigest()[:6]}"
     found = replace(profile, name=name, corpora=(TEXT,) if text else profile.corpora)
     if backbones:
-        found = replace(found, backbones=tuple(backbones), extra_seeds=(), twinned=None, twins=(), joint=None)
+        found = replace(found, backbones=tuple(backbones), extra_seeds=(), twinned=None, twins=(), second_runs=(), joint=None)
     return found

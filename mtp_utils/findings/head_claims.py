@@ -11,22 +11,27 @@ from . import metrics
 from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, decide_known, not_testable, verdict_on
 from .counting import PREDICTORS
 
+ONE_RUN = " One pre-training run of each backbone: the spread between those is not in the interval."
+
 
 def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None = None) -> dict:
     """Mean of a column, minus its mean in `against` on the same positions, with its interval: seeds averaged within
-    documents, documents as the unit, the variance between training seeds of either side added. Columns: document, position,
-    seed, `column`. Also p (two-sided), and whether every seed has the sign.
+    documents, documents as the unit, the variance between training seeds of either side added; where the backbone was
+    pre-trained more than once, that between the means of those runs, which has the seeds' in it. Columns: document, position,
+    seed, `column`, and `run` (of pre-training) where there are several. Also p (two-sided), and whether every training has
+    the sign.
     """
     ours = _by_document(table, column)
     theirs = _by_document(against, column) if against is not None else ours * 0
     if not ours.index.equals(theirs.index):
         raise ValueError(f"other documents on the two sides: {len(ours)} and {len(theirs)}")
-    difference = ours.mean(axis=1) - theirs.mean(axis=1)
+    units = [_units(x) for x in (ours, theirs)]
+    difference = units[0].mean(axis=1) - units[1].mean(axis=1)
     value = float(difference.mean())
     parts = [(difference.var(ddof=1) / len(difference), len(difference) - 1)]
-    parts += [(x.mean().var(ddof=1) / x.shape[1], x.shape[1] - 1) for x in (ours, theirs) if x.shape[1] > 1]
+    parts += [(x.mean().var(ddof=1) / x.shape[1], x.shape[1] - 1) for x in units if x.shape[1] > 1]
     error, freedom = metrics.combined_error(parts)
-    each = [*(ours.mean() - theirs.mean().mean()), *(ours.mean().mean() - theirs.mean())]
+    each = [*(ours.mean() - units[1].mean().mean()), *(units[0].mean().mean() - theirs.mean())]
     return {
         "effect": value,
         **metrics.t_interval(value, error, freedom),
@@ -35,12 +40,20 @@ def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None
         "seeds_agree": bool((np.sign(each) == np.sign(value)).all()),
         "n_documents": len(difference),
         "n_seeds": ours.shape[1],
+        "n_runs": ours.columns.get_level_values("run").nunique(),
     }
 
 
 def _by_document(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """(documents, seeds) means of a column."""
-    return table.groupby(["document", "seed"])[column].mean().unstack()
+    """(documents, trainings) means of a column; a training is a seed of the heads on a pre-training run of their backbone."""
+    runs = table["run"] if "run" in table else 0
+    return table.assign(run=runs).groupby(["document", "run", "seed"])[column].mean().unstack(["run", "seed"])
+
+
+def _units(trainings: pd.DataFrame) -> pd.DataFrame:
+    """What the spread between trainings is taken over: pre-training runs where there are several, else seeds of the heads."""
+    several = trainings.columns.get_level_values("run").nunique() > 1
+    return trainings.T.groupby(level="run").mean().T if several else trainings
 
 
 def _judged(table: pd.DataFrame) -> pd.DataFrame:
@@ -93,7 +106,7 @@ def _gap_verdict(
 
 def c3b_effects(frozen: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """C3b, by corpus and control: cross-entropy of the heads on the NTP backbone minus the control's, offset 2, data labels,
-    same positions (positive: the NTP backbone's heads stay behind). Tables of gaps.scored, all their seeds."""
+    same positions (positive: the NTP backbone's heads stay behind). Tables of gaps.scored, all their seeds and runs."""
     rows = []
     for control, other in controls.items():
         for corpus, ours in _judged(frozen).groupby("corpus", sort=False):
@@ -118,7 +131,7 @@ def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...], 
         row,
         seeds,
         verdict,
-        _each(worst) + why + " One pre-training run of each backbone: the spread between those is not in the interval.",
+        _each(worst) + why + (ONE_RUN if effects["n_runs"].min() == 1 else ""),
     )
 
 

@@ -25,7 +25,12 @@ class Twins:
 
 def of(run, ntp: Decided, mtp: Backbone, offset2: Backbone, test: dict) -> Twins:
     """The twins of an NTP backbone whose heads are trained."""
-    return Twins(ntp, frozen_heads.as_far(run, mtp, test, ntp), offset2)
+    return Twins(ntp, frozen_heads.as_far(run, mtp, test, ntp, all_budgets=len(ntp.by_budget) > 1), offset2)
+
+
+def second_run(run, first: Twins, ntp: Backbone, mtp: Backbone, offset2: Backbone, test: dict) -> Twins:
+    """The same from another seed of pre-training: heads at the last budget alone, with one seed of their own."""
+    return of(run, frozen_heads.as_far(run, ntp, test, first.ntp, all_budgets=False), mtp, offset2, test)
 
 
 def dedicated(run, twins: Twins, test: dict, score=gaps.everywhere, **judge) -> pd.DataFrame:
@@ -35,11 +40,18 @@ def dedicated(run, twins: Twins, test: dict, score=gaps.everywhere, **judge) -> 
     return score(run, bench, [itself], **judge)
 
 
-def effects(run, twins: Twins, test: dict) -> pd.DataFrame:
-    """C3b's two contrasts, with every seed of the profile, at all eligible positions: heads are held against heads."""
-    ours, theirs = (gaps.everywhere(run, one.bench, one.seeded(run)) for one in (twins.ntp, twins.mtp))
-    controls = {"heads on the MTP twin": theirs, "trained on offset 2 alone": dedicated(run, twins, test)}
-    return head_claims.c3b_effects(ours, controls)
+def effects(run, runs: list[Twins], test: dict) -> pd.DataFrame:
+    """C3b's two contrasts at all eligible positions, for heads are held against heads. runs: of pre-training; the first one's
+    heads with every seed of the profile."""
+    found = [
+        (
+            *(gaps.everywhere(run, of.bench, [of.last] if i else of.seeded(run)) for of in (twins.ntp, twins.mtp)),
+            dedicated(run, twins, test),
+        )
+        for i, twins in enumerate(runs)
+    ]
+    ours, theirs, alone = (pd.concat([x.assign(run=i) for i, x in enumerate(side)]) for side in zip(*found, strict=True))
+    return head_claims.c3b_effects(ours, {"heads on the MTP twin": theirs, "trained on offset 2 alone": alone})
 
 
 def behind_by_budget(run, twins: Twins) -> pd.DataFrame:

@@ -74,6 +74,24 @@ def test_c3b_is_decided_by_the_control_that_is_least_certain():
     assert head_claims.c3b(effects, "b", "residual", (0, 1, 2)).verdict == "inconclusive"
 
 
+def test_the_spread_between_pre_training_runs_is_in_the_interval_and_says_so():
+    """Against the formula: two runs a side, each the mean of its seeds, are as many means as there are runs."""
+    sides = []
+    for runs in ((0.3, 0.4), (0.1, 0.05)):
+        each = [scores(shift, seeds=(0, 1, 2) if i == 0 else (0,), stream=i).assign(run=i) for i, shift in enumerate(runs)]
+        sides.append(pd.concat(each))
+    one, two = (head_claims.c3b_effects(ours, {"mtp": theirs}) for ours, theirs in ([x[x.run == 0] for x in sides], sides))
+    assert np.allclose(one["effect"], 0.2, atol=0.05) and np.allclose(two["effect"], 0.275, atol=0.05)
+    assert (one["n_runs"] == 1).all() and (two["n_runs"] == 2).all() and (two["n_seeds"] == 4).all()
+    for row in two.itertuples():
+        means = [[x[(x.corpus == row.corpus) & (x.run == run)]["log_prob"].mean() for run in (0, 1)] for x in sides]
+        assert np.isclose(row.se_seeds**2, sum(np.var(x, ddof=1) / 2 for x in means))
+    assert "One pre-training run" in head_claims.c3b(one, "b", "block", (0, 1, 2)).text
+    assert "One pre-training run" not in head_claims.c3b(two, "b", "block", (0, 1, 2)).text
+    against = sides[0].assign(log_prob=sides[0]["log_prob"] + np.where(sides[0]["run"] == 1, 0.6, 0))  # the other way in one run
+    assert not head_claims.c3b_effects(against, {"mtp": sides[1]})["seeds_agree"].any()
+
+
 def test_interval_and_p_agree_on_zero_with_few_seeds():
     for spread in (0.0, 0.05, 0.1, 0.2):
         row = head_claims.seeded_effect(scores(0.15, spread=spread, corpora=("code",)), "excess_ce")
