@@ -27,8 +27,8 @@ CHANGES = {  # what would change a verdict
     "C2 (size)": "a ladder trained to the end at every size; ours holds the tokens fixed, and small rungs are nearer their best.",
     "C2 (data)": "translations by people in place of a grammar's, or kinds of text that differ in nothing but their determinism.",
     "C3a": "heads with far more training (notebook 04 draws the gap against it), or of a kind that is not in the grid.",
-    "C3b": "longer training of the heads (they have to be ahead of counting), or heads deep enough to undo what layers specialise "
-    "in.",
+    "C3b": "longer training of the heads (they have to be ahead of counting), or heads deep enough to undo what layers "
+    "specialise in.",
     "C4a": "longer training of both, or a larger backbone (notebook 05 draws both against the budget).",
     "C4b": "a larger backbone, or many more heads: what a backward pass through the backbone costs beside theirs differs there.",
     "C4c": "longer joint training, or a larger backbone (notebook 05 says what the last doubling closed).",

@@ -50,8 +50,8 @@ EVERYWHERE = (
 )
 SECOND_RUNS = (
     "2026-11-28",
-    "the NTP backbone and both controls were pre-trained once more, from another seed and in another order of the text; each side "
-    "is the mean of its two runs, and the spread between them is in the interval. Seen before, one run of each, heads ahead on "
+    "the NTP backbone and both controls were pre-trained once more, from another seed and in another order of the text; each "
+    "side is the mean of its two runs, and the spread between them is in the interval. Seen before, one run of each, heads ahead on "
     "the twin by 0.502 / 0.200 / 0.137 nats in translation / code / prose: inconclusive, as counting is ahead on code",
 )
 COUNTING = "heads that are ahead of unigram, skip-bigram and skip-trigram on validation in every corpus, else it is inconclusive"
@@ -147,8 +147,8 @@ CONTRASTS = {
         "cross-entropy of heads on the frozen NTP backbone minus that of the same kind on its twin pre-trained for several "
         "tokens, and minus that of the model trained on offset 2 alone",
         "cross-entropy [nats]",
-        f"both (the less certain one decides), with the same sign in every training seed of the heads and every pre-training run; "
-        f"{COUNTING}",
+        f"both (the less certain one decides), with the same sign in every training seed of the heads and every pre-training "
+        f"run; {COUNTING}",
         "2026-11-25",
         changes=(BUDGET, CONVERGED, EVERYWHERE, SECOND_RUNS),
     ),
