@@ -51,8 +51,8 @@ EVERYWHERE = (
 SECOND_RUNS = (
     "2026-11-28",
     "the NTP backbone and both controls were pre-trained once more, from another seed and in another order of the text; each "
-    "side is the mean of its two runs, and the spread between them is in the interval. Seen before, one run of each, heads ahead on "
-    "the twin by 0.502 / 0.200 / 0.137 nats in translation / code / prose: inconclusive, as counting is ahead on code",
+    "side is the mean of its two runs, and the spread between them is in the interval. Seen before, one run of each, heads ahead "
+    "on the twin by 0.502 / 0.200 / 0.137 nats in translation / code / prose: inconclusive, as counting is ahead on code",
 )
 COUNTING = "heads that are ahead of unigram, skip-bigram and skip-trigram on validation in every corpus, else it is inconclusive"
 KNOWN_CORPORA = "every corpus that the backbone knows (ahead of the trigram at offset 1; else partly at the most)"
