@@ -13,9 +13,12 @@ from . import arms, gaps, head_claims, head_measures, jacobian, layers, scoring,
 from .counting import PREDICTORS
 
 
-def probe_arms(run, bench: arms.Bench, offsets: tuple[int, ...]) -> list[arms.Arm]:
-    """A trained probe for each layer of the bench, each at the rates that are best for it, an offset each."""
-    return [arms.tuned_arm(run, bench, layers.probe(bench.backbone, layer, offsets)) for layer in bench.train.layers]
+def probe_arms(run, bench: arms.Bench, offsets: tuple[int, ...], few: bool = False) -> list[arms.Arm]:
+    """A trained probe for each layer of the bench (few: the first, the middle and the last), each at the rates that are best for
+    it, an offset each."""
+    every = bench.train.layers
+    read = sorted({every[0], every[len(every) // 2], every[-1]}) if few else every
+    return [arms.tuned_arm(run, bench, layers.probe(bench.backbone, layer, offsets)) for layer in read]
 
 
 def best_layer(probes: list[arms.Arm], offset: int) -> int:
@@ -32,16 +35,18 @@ class Reading:
     scores: pd.DataFrame
 
 
-def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], name: str | None = None) -> Reading:
+def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], name: str | None = None, few: bool = False) -> Reading:
     """Layers of a backbone read out at every offset: those of the bench by a trained probe, all by the logit lens. The tables
-    call the backbone `name`."""
-    probes, scores = probe_arms(run, bench, offsets), []
+    call the backbone `name`. few: three layers and no lens, which is enough of one that knows nothing."""
+    probes, scores = probe_arms(run, bench, offsets, few), []
     numbers = [arm.spec.features for arm in probes]
     for blocks, states in bench.test.values():
         wide = gaps.eligible(blocks, bench.backbone)
         each = [gaps.on_data(run, bench, wide, states, arm) for arm in probes]
         read = {k: np.stack([found[k] for found in each]) for k in offsets}
         scores.append(by_document(wide, numbers, read).assign(readout="probe"))
+        if few:
+            continue
         given = {"backbone": bench.backbone, "blocks": wide, "at": offsets, "bf16": bench.train.bf16}
         stem = f"03_lens_{stored.stem_of(bench.backbone, blocks)}"
         found = run.measure_arrays(stem, head_measures.lens_arrays, **given)
