@@ -1,6 +1,7 @@
 """What stands over all published runs: the README's table of findings, a column a model, and its first figure."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -43,12 +44,14 @@ def findings(root: Path) -> str:
 
 
 def _cells(scorecard: str) -> dict[str, str]:
-    """Claim -> verdict and effect with its interval, of a scorecard's table."""
+    """Claim -> verdict and effect with its interval and what it is of, of a scorecard's table."""
     found = {}
     for line in scorecard.splitlines():
         if line.startswith("| **"):
-            claim, _, effect, _, n, verdict = (part.strip() for part in line.strip("|").split("|"))
-            found[claim.split("**")[1]] = f"**{verdict}**: {effect}, {n} documents" if effect else verdict
+            claim, contrast, effect, _, n, verdict = (part.strip() for part in line.strip("|").split("|"))
+            of = re.search(r"worst (?:corpus|kind) (\([^)]*\))", contrast)  # that alone, where a verdict has several
+            effect = f"**{verdict}**: {effect}{f' {of[1]}' if of else ''}, {n} documents" if effect else verdict
+            found[claim.split("**")[1]] = effect
     return found
 
 

@@ -108,6 +108,19 @@ def test_a_verdict_on_an_unknown_claim_is_refused():
         Run("01_toy", PROFILES["default"]).verdict(verdict("C9"))
 
 
+@pytest.mark.parametrize(
+    ("contrast", "cell"),
+    [
+        ("b, worst corpus (prose: cache ngram); decided on all", "**partly**: 0.1 [0.0, 0.2] (prose: cache ngram), 9 documents"),
+        ("the less certain of the two, worst kind (code: excess)", "**partly**: 0.1 [0.0, 0.2] (code: excess), 9 documents"),
+        ("one number of all", "**partly**: 0.1 [0.0, 0.2], 9 documents"),
+    ],
+)
+def test_a_cell_of_the_findings_says_of_what_its_effect_is(contrast, cell):
+    line = f"| **C1** words | {contrast} | 0.1 [0.0, 0.2] | 0 | 9 | partly |"
+    assert overview._cells(f"| claim |\n{line}\n| **C3a** words | | | | | not yet tested |") == {"C1": cell, "C3a": "not yet tested"}
+
+
 def test_publish_copies_the_run_and_renews_the_findings(repository):
     (repository / "figures").mkdir()
     (repository / "figures" / "01_stale.png").write_bytes(b"")
