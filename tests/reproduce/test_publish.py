@@ -117,8 +117,8 @@ def test_a_verdict_on_an_unknown_claim_is_refused():
     ],
 )
 def test_a_cell_of_the_findings_says_of_what_its_effect_is(contrast, cell):
-    line = f"| **C1** words | {contrast} | 0.1 [0.0, 0.2] | 0 | 9 | partly |"
-    assert overview._cells(f"| claim |\n{line}\n| **C3a** words | | | | | not yet tested |") == {"C1": cell, "C3a": "not yet tested"}
+    lines = f"| **C1** words | {contrast} | 0.1 [0.0, 0.2] | 0 | 9 | partly |\n| **C3a** words | | | | | not yet tested |"
+    assert overview._cells(f"| claim |\n{lines}") == {"C1": cell, "C3a": "not yet tested"}
 
 
 def test_publish_copies_the_run_and_renews_the_findings(repository):
