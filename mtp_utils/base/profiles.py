@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 LADDER = tuple(f"ladder/w{width}" for width in (16, 32, 64, 128, 256))
 SEEDS = tuple(f"ladder/w{width}-seed{seed}" for width in (16, 32, 64) for seed in (1, 2))
 TWINNED, TWINS = "ladder/w128", ("ladder/w128-mtp", "ladder/w128-offset2")  # one shape and tokens: NTP, MTP loss, offset 2
-SECOND_RUNS = tuple(f"{name}-seed1" for name in (TWINNED, *TWINS))
 CORPORA = ("translation", "code", "prose")
 HUB_CORPORA = (*CORPORA, "instructions")
 PEOPLE_CORPORA = ("translation", "catalogues", "code", "prose")  # with translations by people, which wheels hold
@@ -32,14 +31,14 @@ class Profile:
 
     `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is the
     largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens, and `second_runs` are all three from
-    another seed; `joint` is the backbone that is
+    another seed, where there are such; `joint` is the backbone that is
     trained together with heads. `head_tokens` are the positions heads and probes are trained on, `trial_tokens` those of one
     trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over `text_tokens`,
     with the seeds `head_seeds`; joint training, and the frozen heads beside it, on `joint_tokens` at most and on halves of
     that, the least budget first with so many trials of rates each as `joint_trials` says, and the seeds `joint_seeds`.
     `bf16_states`: the states that heads read are made under bfloat16 autocast where that is fast. `grid` are the kinds of heads
     (trunk, features, unembedding) and `grid_offsets` their offsets, the best kind has all; decoding writes `new_tokens` after
-    each prompt, and the clock is held to `timed_prompts` of a corpus; `timeout_s` limits one notebook cell, in seconds;
+    each prompt, of `decoded_documents` a corpus, and the clock is held to `timed_prompts` of a corpus; `timeout_s` limits one notebook cell, in seconds;
     `control_split` is what the counting controls count; `people`: translations by people are among the texts, fetched as data.
     """
 
@@ -66,6 +65,7 @@ class Profile:
     grid: tuple[tuple[str, str, str], ...] = FEW_KINDS
     grid_offsets: tuple[int, ...] = (2,)
     new_tokens: int = 16
+    decoded_documents: int = 200
     timed_prompts: int = 6
     timeout_s: int = 1800
     control_split: str = "pretrain"
@@ -81,6 +81,10 @@ class Profile:
     def timed_tokens(self) -> int:
         """Tokens written after each prompt where the clock is held to it: twice as many, for what a prompt costs weighs less."""
         return 2 * self.new_tokens
+
+    def decoded(self, most: int | None = None) -> int:
+        """Documents of a corpus whose continuations are decoded, `most` at the most."""
+        return min(self.n_documents, self.decoded_documents, most or self.n_documents)
 
     @property
     def judges(self) -> bool:
@@ -98,8 +102,7 @@ FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follo
 FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
 REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
-REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,)}
-TWINNING = {"twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
+REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
 # of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,
 # and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads that decide see up to two
@@ -109,12 +112,13 @@ TWINNING = {"twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
 # The real model's heads: a position costs a 49k-way softmax (about 1,500 positions a second on two cores), so the deciding kind
 # sees 262,144 of them with each of three seeds, and states are made in bfloat16 autocast (the next token's loss moves by .0002).
 # Joint training of it takes half a billion multiply-adds a position, and every trained copy a pass over all test text: three
-# budgets up to 65,536 positions with one seed, exploratory.
+# budgets up to 65,536 positions with one seed, exploratory. Decoding reads each prompt once for every drafter, 53 thousand tokens
+# of 200 documents: 50 of a corpus are decoded.
 PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
-        Profile("default", backbones=LADDER, extra_seeds=SEEDS, joint=LADDER[2], **TWINNING),
+        Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, joint=LADDER[2]),
         Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6, **REAL),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),
         Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], **FULL),

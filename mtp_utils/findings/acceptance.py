@@ -60,7 +60,7 @@ def heard(
     run, backbone: Backbone, test: dict, name: str, drafting: Drafting | None, most: int | None = None, temperature: float = 0.0
 ) -> pd.DataFrame:
     """heard_table of all corpora under the drafter's name, on the prompts and tokens of drafts.passes_of."""
-    n, frames = min(run.profile.n_documents, most or run.profile.n_documents), []
+    n, frames = run.profile.decoded(most), []
     for corpus, blocks in test.items():
         stem = f"06_heard_{backbone.name.replace('/', '-')}_{corpus}_{name.replace(' ', '-')}_{temperature:g}"
         given = {"n_prompts": n, "new_tokens": run.profile.new_tokens, "temperature": temperature}

@@ -75,9 +75,9 @@ def ways_to_draft(heads: DraftingHeads | None) -> dict[str, Drafting]:
 def passes_of(
     run, backbone: Backbone, test: dict, name: str, drafting: Drafting, most: int | None = None, temperature: float = 0.0
 ) -> pd.DataFrame:
-    """Every pass of draft and verify on the prompts of all corpora (the first `most` of each), as speed.acceptance_table, under
-    the drafter's name."""
-    n, frames = min(run.profile.n_documents, most or run.profile.n_documents), []
+    """Every pass of draft and verify on the prompts of all corpora (as many as the profile decodes, or the first `most` of each),
+    as speed.acceptance_table, under the drafter's name."""
+    n, frames = run.profile.decoded(most), []
     for corpus, blocks in test.items():
         stem = f"06_passes_{backbone.name.replace('/', '-')}_{corpus}_{name.replace(' ', '-')}_{temperature:g}"
         given = {"n_prompts": n, "new_tokens": run.profile.new_tokens, "temperature": temperature}
@@ -148,7 +148,7 @@ def against_transformers(by_prompt: pd.DataFrame, by_way: pd.DataFrame, backbone
 def link_cells(run, heads: dict[str, DraftingHeads], most: int = 50) -> dict[tuple[str, str], dict]:
     """(backbone, corpus) -> of every kind of heads of the grid, by document: `accepted` and `passes` at offset 2 under greedy
     verification, `kl` to the marginal and `greedy_top1` on the base model's greedy labels, (kinds, documents); and `kind`."""
-    cells, most = {}, min(run.profile.n_documents, most)
+    cells, most = {}, run.profile.decoded(most)
     for name, of in heads.items():
         known = gaps.scored(run, of.bench, of.grid)
         known = known[known.offset == 2]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtp_utils.backbones.load import load_backbone
-from mtp_utils.base.profiles import PROFILES, SECOND_RUNS, TWINNED, TWINS
+from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.run import Run
 from mtp_utils.findings import arms, frozen_heads, gaps, twins
 from mtp_utils.heads.spec import HeadSpec
@@ -39,8 +39,3 @@ def test_each_side_is_the_mean_of_its_pre_training_runs(run):
     heads = both[both.control == "heads on the MTP twin"].iloc[0]
     assert np.isclose(heads["effect"], np.mean(by_hand)) and by_hand[0] != by_hand[1]
     assert both["se_seeds"].min() > 0
-
-
-def test_the_second_runs_are_those_of_the_backbone_and_of_both_twins():
-    assert SECOND_RUNS == tuple(f"{name}-seed1" for name in (TWINNED, *TWINS))
-    assert PROFILES["default"].second_runs == SECOND_RUNS
