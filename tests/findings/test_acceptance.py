@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mtp_utils.backbones.load import load_backbone
+from mtp_utils.base.profiles import Profile
 from mtp_utils.base.records import Arrays
 from mtp_utils.decoding import rates
 from mtp_utils.findings import acceptance, measures, scoring, speed
@@ -123,7 +124,9 @@ def _arrays(backbone, spec) -> dict[str, np.ndarray]:
 
 def test_drafters_are_heard_under_their_names_on_as_many_prompts_as_there_are(backbone, text, tmp_path, monkeypatch):
     monkeypatch.setenv("MTP_BUILD", str(tmp_path))
-    profile = SimpleNamespace(n_documents=3, new_tokens=8)
+    profile = Profile("few", backbones=(), n_documents=3, new_tokens=8)
     run = SimpleNamespace(profile=profile, measure=lambda stem, function, **given: function(**given))
     found = acceptance.heard(run, backbone, {"translation": text}, "prompt lookup", Drafting("lookup"), most=2)
     assert set(found["document"]) <= set(text.documents[:2]) and set(found["drafter"]) == {"prompt lookup"}
+    sizes = (Profile("few", (), n_documents=9, decoded_documents=n).decoded(most) for n, most in ((5, None), (5, 2), (20, None)))
+    assert list(sizes) == [5, 2, 9]
