@@ -25,7 +25,7 @@ class Twins:
 
 def of(run, ntp: Decided, mtp: Backbone, offset2: Backbone, test: dict) -> Twins:
     """The twins of an NTP backbone whose heads are trained."""
-    return Twins(ntp, frozen_heads.as_far(run, mtp, test, ntp, all_budgets=len(ntp.by_budget) > 1), offset2)
+    return Twins(ntp, frozen_heads.as_far(run, mtp, test, ntp), offset2)
 
 
 def second_run(run, first: Twins, ntp: Backbone, mtp: Backbone, offset2: Backbone, test: dict) -> Twins:

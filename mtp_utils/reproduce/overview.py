@@ -50,8 +50,8 @@ def _cells(scorecard: str) -> dict[str, str]:
         if line.startswith("| **"):
             claim, contrast, effect, _, n, verdict = (part.strip() for part in line.strip("|").split("|"))
             of = re.search(r"worst (?:corpus|kind) (\([^)]*\))", contrast)  # that alone, where a verdict has several
-            effect = f"**{verdict}**: {effect}{f' {of[1]}' if of else ''}, {n} documents" if effect else verdict
-            found[claim.split("**")[1]] = effect
+            words = f"**{verdict}**: {effect}{f' {of[1]}' if of else ''}, {n} documents"
+            found[claim.split("**")[1]] = words if effect else verdict
     return found
 
 
