@@ -53,7 +53,7 @@ def results() -> dict[str, np.ndarray]:
     found |= {f"marginal.{n}": x for n, x in arrays.items()}
     cut = measures.truncation_table(backbone, blocks, [{"top_k": 2}, {"samples": 8}])
     found |= {f"truncation.{n}": cut[n].to_numpy(float) for n in cut.select_dtypes("number")}
-    found["ntp"] = measures.ntp_table(backbone, blocks)["cross_entropy"].to_numpy()
+    found |= {f"next.{n}": x for n, x in measures.next_token_arrays(backbone, blocks).items()}
     layers = tuple(range(backbone.model.config.num_hidden_layers + 1))
     text, held_out = (FrozenFeatures(backbone, random_tokens(n, seed), layers, horizon=3) for n, seed in ((20, 2), (3, 3)))
     found |= {"states": text.states, "paths": text.paths.tokens.numpy()}

@@ -28,7 +28,7 @@ CHANGES = {  # what would change a verdict
     "C2 (data)": "more documents, translations by people where a grammar's were judged, or kinds of text that differ in nothing "
     "but their determinism.",
     "C3a": "heads with far more training (notebook 04 draws the gap against it), or of a kind that is not in the grid.",
-    "C3b": "longer training of the heads (they have to be ahead of counting), a second pre-training run of each twin, or heads "
+    "C3b": "longer training of the heads (they have to be ahead of counting), further pre-training runs of both, or heads "
     "deep enough to undo what layers specialise in.",
     "C4a": "longer training of both, or a larger backbone (notebook 05 draws both against the budget).",
     "C4b": "a larger backbone, or many more heads: what a backward pass through the backbone costs beside theirs differs there.",

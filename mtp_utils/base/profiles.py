@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 LADDER = tuple(f"ladder/w{width}" for width in (16, 32, 64, 128, 256))
 SEEDS = tuple(f"ladder/w{width}-seed{seed}" for width in (16, 32, 64) for seed in (1, 2))
 TWINNED, TWINS = "ladder/w128", ("ladder/w128-mtp", "ladder/w128-offset2")  # one shape and tokens: NTP, MTP loss, offset 2
+SECOND_RUNS = tuple(f"{name}-seed1" for name in (TWINNED, *TWINS))
 CORPORA = ("translation", "code", "prose")
 HUB_CORPORA = (*CORPORA, "instructions")
 PEOPLE_CORPORA = ("translation", "catalogues", "code", "prose")  # with translations by people, which wheels hold
@@ -119,7 +120,8 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
-        Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, joint=LADDER[2]),
+        Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, second_runs=SECOND_RUNS,
+                joint=LADDER[2], decoded_documents=100),
         Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6, **REAL),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),
         Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], **FULL),

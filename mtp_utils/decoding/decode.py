@@ -44,7 +44,7 @@ def greedy_decode(model, ids: torch.Tensor, max_new_tokens: int, eos_token_id=No
     eos_token_id as in `draft_and_verify`."""
     model = plain(model)
     (ids,) = _rows(model, ids, max_new_tokens)
-    new, ends = [], _ends(eos_token_id)
+    new, ends = [], end_tokens(eos_token_id)
     with undisturbed(model):
         while len(new) < max_new_tokens and not ends.intersection(new[-1:]):
             seen = torch.cat([ids, torch.tensor(new, dtype=ids.dtype, device=ids.device)])
@@ -96,7 +96,7 @@ def draft_and_verify(
     theirs = getattr(drafter, "model", None)
     other = "the drafter is of another model than the one that verifies (heads: load_heads)"
     require(theirs is None or plain(theirs) is model, other)
-    ends = _ends(eos_token_id)
+    ends = end_tokens(eos_token_id)
     require(temperature >= 0, f"temperature={temperature} must be >= 0")
     seeds = seed if isinstance(seed, list) else [[seed, i] for i in range(len(rows))]
     require(len(seeds) == len(rows), f"seed: {len(seeds)} of them for {len(rows)} rows")
@@ -190,7 +190,7 @@ def _passes(log: list, decoded: list[list[int]], depth: int, ends: frozenset[int
     return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
-def _ends(eos_token_id) -> frozenset[int]:
+def end_tokens(eos_token_id) -> frozenset[int]:
     """The tokens that end a row."""
     found = eos_token_id if isinstance(eos_token_id, (list, tuple)) else [] if eos_token_id is None else [eos_token_id]
     require(all(isinstance(i, int) for i in found), f"eos_token_id={eos_token_id!r} must be a token's id, or several")

@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 
 from ..base.refusals import require
-from .decode import _ends, draft_and_verify
+from .decode import draft_and_verify, end_tokens
 
 
 def expected_acceptance(log_p: torch.Tensor, log_q: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def offered(model, drafter, ids, max_new_tokens: int, width: int = 8, **options)
 def whole_passes(new: torch.Tensor, depth: int, eos_token_id) -> list[tuple[int, torch.Tensor]]:
     """(i, the `depth` tokens behind it) of each new token i from which a pass reaches neither the length limit nor the end of a
     text."""
-    ends = _ends(eos_token_id)
+    ends = end_tokens(eos_token_id)
     each = [(i, new[i + 1 : i + 1 + depth]) for i in range(len(new) - depth - 1)]
     return [(i, later) for i, later in each if ends.isdisjoint(later.tolist())]
 

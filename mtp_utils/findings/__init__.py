@@ -1,6 +1,6 @@
 """Findings: measure -> table -> verdict, by finding.
 
-measured:   measures controls variates (marginal), head_measures (heads), speed (drafts), said (the explorer); scoring counting
+measured:   measures controls (marginal), head_measures (heads), speed (drafts), said (the explorer); scoring counting
 arranged:   stored (what is measured once), arms (heads tuned and trained alike), layers jacobian (read-outs of one layer)
             layer_readings (03), frozen_heads (04), joint_heads (05), drafts (06)
 tables:     marginal_tables (01, 02), gaps (03 to 05), joint_tables (05), speed_tables (06); metrics: intervals

@@ -11,7 +11,7 @@ from ..base import ranks
 from ..marginal.future import future_log_probs
 from ..marginal.masks import masked_log_probs
 from ..text import blocks as blocks_module
-from ..text import corpora
+from ..text import corpora, offsets
 from ..text.grammar import translation
 from ..text.tokens import encode, front_of, vocabulary_of
 from . import scoring
@@ -71,6 +71,18 @@ def _validation_positions(tokenizer, corpus: str, offset: int, seed: int = 0) ->
     chosen = np.random.default_rng(seed).choice(allowed, min(ASKED, len(allowed)), replace=False)
     starts = np.maximum(first[chosen], chosen - blocks_module.CONTEXT + 1)
     return [stream[a : t + 1] for a, t in zip(starts, chosen, strict=True)], stream[chosen + offset]
+
+
+def counting_table(tokenizer: Tokenizer, blocks, split: str, text: str) -> pd.DataFrame:
+    """The counting controls at every scored position of these blocks, on the data's own token after next: corpus, document,
+    position, predictor, log_prob (nats), top1. text: the digest of what is counted."""
+    counts, models = counted(tokenizer, blocks, split, text, 2)
+    found = counts.scores(offsets.labels_of(blocks.tokens, blocks.scored, 2).numpy()[:, None], models)
+    keys = scoring.positions_of(blocks)
+    return pd.concat(
+        [keys.assign(predictor=name, log_prob=of["log_prob"][:, 0], top1=of["top1"][:, 0]) for name, of in found.items()],
+        ignore_index=True,
+    )
 
 
 def greedy_path_table(labels: Labels, name: str) -> pd.DataFrame:

@@ -19,23 +19,26 @@ from .scoring import Labels, estimator_name, parts_of, positions_of, score, seed
 ROWS = 8  # of a pass that keeps the logits of every token
 
 
-def ntp_table(backbone, blocks) -> pd.DataFrame:
-    """Held-out next-token cross-entropy: the mean over all real tokens of each document's window, in nats."""
+def next_token_arrays(backbone, blocks) -> dict[str, np.ndarray]:
+    """What the backbone says of the data's own next token at *every* token of each document's window, whatever is scored:
+    `log_prob` (documents, CONTEXT - 1) float32, nats, nan where the text has ended, and `top1` (0/1); column t speaks of token
+    t + 1."""
+    shape = len(blocks.tokens), blocks.tokens.shape[1] - 1
+    found = {"log_prob": np.full(shape, np.nan, np.float32), "top1": np.zeros(shape, np.float32)}
     rows = []
-    for part in parts_of(blocks, f"next-token loss {backbone.name} {blocks.corpus}"):
+    for part in parts_of(blocks, f"next tokens {backbone.name} {blocks.corpus}"):
         for few in part[blocks.mask[part].sum(1).argsort(stable=True)].split(ROWS):
             longest = int(blocks.mask[few].sum(1).max())  # what stands behind the text is not read
             tokens, mask = blocks.tokens[few, :longest], blocks.mask[few, :longest]
             with torch.no_grad():
                 inputs = {"input_ids": tokens, "attention_mask": mask.long()}
-                logits = backbone.model(**{name: x.to(backbone.model.device) for name, x in inputs.items()}).logits.cpu()
-            means, counts = scoring.next_token_losses(logits, tokens, mask)
-            rows += [
-                (r, backbone.name, blocks.corpus, blocks.documents[r], float(m), int(n))
-                for r, m, n in zip(few.tolist(), means, counts, strict=True)
-            ]
-    rows = [row[1:] for row in sorted(row for share in ranks.gather(rows) for row in share)]
-    return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "cross_entropy", "n_tokens"])
+                logits = backbone.model(**{name: x.to(backbone.model.device) for name, x in inputs.items()}).logits
+            for row, each, ids, n in zip(few.tolist(), logits, tokens, mask.sum(1).tolist(), strict=True):  # each is large
+                rows.append((row, scoring.scores(each[: n - 1].float().log_softmax(-1), ids[1:n].to(each.device))))
+    for row, of in (row for share in ranks.gather(rows) for row in share):
+        for name, values in found.items():
+            values[row, : len(of[name])] = of[name]
+    return found
 
 
 def label_table(blocks, drawn: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -1,12 +1,13 @@
 """The marginal, labels and controls of one backbone on one corpus, measured once: what every notebook scores against."""
 
+import numpy as np
 import pandas as pd
 
 from ..backbones.anatomy import rows_of
 from ..base import records
 from ..text.blocks import everywhere, stream_digest
-from . import controls, measures, variates
-from .scoring import Labels, Tokenizer
+from . import controls, measures
+from .scoring import Labels, Tokenizer, positions_of
 
 DRAWN = ("sampled", "greedy")  # label sources beyond the data's own
 # How the marginal is computed at each offset, wherever it is scored. Offsets 3 and 4 have no exact reference at this
@@ -117,19 +118,35 @@ def rival_scores(run, backbone, blocks) -> pd.DataFrame:
     return run.measure(f"01_esp_{stem_of(backbone, blocks)}", controls.esp_table, backbone=backbone, blocks=blocks, labels=known)
 
 
+def next_tokens(run, backbone, blocks) -> records.Arrays:
+    """What one backbone says of the next token everywhere in the windows of one corpus (measures.next_token_arrays)."""
+    stem = f"00_next_{stem_of(backbone, blocks)}"
+    return run.measure_arrays(stem, measures.next_token_arrays, backbone=backbone, blocks=blocks)
+
+
+def next_token_losses(run, backbone, blocks) -> pd.DataFrame:
+    """Held-out next-token cross-entropy, the mean over all tokens of each document's window, nats: backbone, corpus, document,
+    cross_entropy, n_tokens."""
+    log_prob = next_tokens(run, backbone, blocks).values["log_prob"].astype(float)
+    keys = {"backbone": backbone.name, "corpus": blocks.corpus, "document": blocks.documents}
+    return pd.DataFrame({**keys, "cross_entropy": -np.nanmean(log_prob, axis=1), "n_tokens": (~np.isnan(log_prob)).sum(1)})
+
+
 def variates_of(run, backbone, blocks) -> pd.DataFrame:
-    """What is known at *all* eligible positions of these blocks' documents, for metrics.paired_with: by predictor of counting and
-    position the backbone's loss of the next two tokens, and what that predictor says of the token after next."""
-    given = {"backbone": backbone, "blocks": everywhere(blocks, backbone.tokenizer)}
-    next_tokens = run.measure(f"01_next_everywhere_{stem_of(backbone, blocks)}", variates.next_tokens_table, **given)
+    """What is known at *all* eligible positions t of these blocks' documents, for metrics.paired_with: by predictor of counting
+    and position what the backbone says of the token at t + 1 (`next_log_prob`, `next_top1`) and, that one known, of the one at
+    t + 2 (`after_`), and what that predictor says of the token after next."""
+    wide, said = everywhere(blocks, backbone.tokenizer), next_tokens(run, backbone, blocks).values
+    row, t = np.nonzero(wide.scored.numpy())
+    known = {f"{at}_{x}": said[x][row, t + k].astype(float) for k, at in enumerate(("next", "after")) for x in said}
     of_counting = counted_everywhere(run, backbone, blocks)
-    return of_counting.merge(next_tokens, on=["corpus", "document", "position"], validate="many_to_one")
+    return of_counting.merge(positions_of(wide).assign(**known), on=["corpus", "document", "position"], validate="many_to_one")
 
 
 def counted_everywhere(run, backbone, blocks) -> pd.DataFrame:
-    """What counting says of the data's own token after next at all eligible positions (variates.counting_table)."""
+    """What counting says of the data's own token after next at all eligible positions (controls.counting_table)."""
     given = _counted(run, backbone, everywhere(blocks, backbone.tokenizer))
-    return run.measure(f"01_counting_everywhere_{blocks.corpus}", variates.counting_table, **given)
+    return run.measure(f"01_counting_everywhere_{blocks.corpus}", controls.counting_table, **given)
 
 
 def _counted(run, backbone, blocks) -> dict:

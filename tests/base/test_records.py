@@ -142,7 +142,7 @@ def test_a_key_follows_imports_through_the_rooms_and_changes_with_no_plot_and_no
 
 
 def test_a_function_of_a_notebook_depends_on_what_it_names_of_the_package_and_on_how_its_arguments_are_made():
-    source = "def mine(n):\n    return measures.ntp_table(n)\n"
+    source = "def mine(n):\n    return measures.next_token_arrays(n)\n"
     linecache.cache["<cell>"] = len(source), None, source.splitlines(True), "<cell>"
     cell = {"__name__": "__main__", "measures": measures}
     exec(compile(source, "<cell>", "exec"), cell)

@@ -29,7 +29,7 @@ HELD = {  # sha256 of what decides a claim -> how many dated changes stand besid
     "C2 (size)": ("09b26a03ac02ba8e", 0),
     "C2 (data)": ("b58eb10db56e08d5", 1),
     "C3a": ("a205b24239eeda4c", 3),
-    "C3b": ("e03d8d2ff17252e3", 3),
+    "C3b": ("38ba25257e800f50", 4),
     "C4a": ("df7a875c41e70466", 3),
     "C4b": ("6f96f5cf6fa7c665", 3),
     "C4c": ("93154d0e86c65330", 3),

@@ -1,5 +1,7 @@
 """Measuring functions: what a table must hold, and what it must not depend on."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,8 @@ from scipy import stats
 
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base import records
-from mtp_utils.findings import controls, marginal_claims, marginal_tables, measures, metrics, scoring, stored, variates
+from mtp_utils.base.profiles import get_profile
+from mtp_utils.findings import controls, marginal_claims, marginal_tables, measures, metrics, scoring, stored
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
 from mtp_utils.marginal.rows import one_prefix
@@ -41,6 +44,16 @@ def labels_in(arrays, text):
 @pytest.fixture(scope="module")
 def labels(arrays, text):
     return labels_in(arrays, text)
+
+
+@pytest.fixture
+def alone():
+    """A run of the smoke profile that stores nothing."""
+    functions = {
+        "measure": lambda stem, function, **given: function(**given),
+        "measure_arrays": lambda stem, function, **given: records.Arrays(function(**given), ""),
+    }
+    return SimpleNamespace(profile=get_profile("smoke"), **functions)
 
 
 def marginal_in(arrays, offset):
@@ -257,8 +270,8 @@ def test_bits_per_character_are_nats_by_the_length_of_the_tokens_that_are_predic
     assert row["metric"] == "bits_per_character" and np.allclose([row["value"], row["ci_low"]], 2.0)
 
 
-def test_next_token_losses_are_each_documents_own_whatever_stands_beside_it(backbone, text):
-    found = measures.ntp_table(backbone, text)
+def test_next_token_losses_are_each_documents_own_whatever_stands_beside_it(backbone, text, alone):
+    found = stored.next_token_losses(alone, backbone, text)
     assert found["document"].tolist() == list(text.documents)
     for row in (0, 7):
         ids = text.tokens[row, : int(text.mask[row].sum())][None]
@@ -282,9 +295,10 @@ def test_counting_is_done_once_for_all_backbones_and_tells_label_sources_apart(b
     assert of_unigram.groupby("label_source")["log_prob"].sum().nunique() == 3
 
 
-def test_what_is_known_everywhere_is_what_the_model_and_counting_say_at_each_position(backbone, text, labels):
-    wide = blocks.everywhere(text, backbone.tokenizer)
-    found, keys = variates.next_tokens_table(backbone, wide), ["document", "position"]
+def test_what_is_known_everywhere_is_what_the_model_and_counting_say_at_each_position(backbone, text, labels, alone):
+    wide, keys = blocks.everywhere(text, backbone.tokenizer), ["document", "position"]
+    found = stored.variates_of(alone, backbone, text)
+    found = found[found.predictor == "unigram"].reset_index(drop=True)
     assert len(found) == int(wide.scored.sum()) > len(text.documents) * 2
     for row in (0, len(found) - 1):
         document, t = found["document"][row], int(found["position"][row])
@@ -295,7 +309,7 @@ def test_what_is_known_everywhere_is_what_the_model_and_counting_say_at_each_pos
             assert found[f"{name}_log_prob"][row] == pytest.approx(float(log_probs[at, ids[0, at + 1]]), abs=1e-4)
             assert found[f"{name}_top1"][row] == float(log_probs[at].argmax() == ids[0, at + 1])
     given = {"tokenizer": scoring.Tokenizer(backbone.tokenizer), "split": "heads", "text": "t"}
-    counted = variates.counting_table(blocks=wide, **given)
+    counted = controls.counting_table(blocks=wide, **given)
     at_scored = controls.control_table(blocks=text, labels=labels, name="b", **given)
     at_scored = at_scored[(at_scored.offset == 2) & (at_scored.label_source == "data")]
     both = counted.merge(at_scored, on=[*keys, "predictor"], validate="one_to_one")
