@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the notebooks and draws every figure:
 #
-#   ./reproduce.sh [smoke|default|hub|hub-large|hub-qwen3] [--only 01 ...] [--backbone DIR_OR_NAME ...] [--text FILE]
+#   ./reproduce.sh [smoke|default|pretrained|hub|hub-large|hub-qwen3] [--only 01 ...] [--backbone DIR_OR_NAME ...] [--text FILE]
 #                  [--dry-run] [--force] [--list]     no word: default
 #   ./reproduce.sh test       ruff, the unit tests, the notebooks under nbval, and the smoke profile off line
 #   ./reproduce.sh book       the executed notebooks of every run here as pages to read, build/<profile>/book/index.html

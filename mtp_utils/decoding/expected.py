@@ -92,8 +92,9 @@ def tree(widths: tuple[int, ...]) -> set[tuple[int, ...]]:
 
 
 def best_tree(ranks: torch.Tensor, nodes: int, width: int) -> set[tuple[int, ...]]:
-    """The tree of so many nodes that brings most where `ranks` (passes, depth) were heard: its nodes are the commonest ways to go
-    on (none is commoner than the one before it on its way, so that they are a tree), as in Medusa's and Sequoia's choice."""
+    """The tree of so many nodes that brings most at the average of the tokens where `ranks` (passes, depth) were heard: its nodes
+    are the commonest ways to go on (none is commoner than the one before it on its way, so that they are a tree), as in Medusa's
+    and Sequoia's choice. draft_and_verify decodes full trees (`widths`) only: this one is counted (`simulated`), not decoded."""
     counts = Counter()
     for row in ranks.tolist():
         for k in range(1, len(row) + 1):

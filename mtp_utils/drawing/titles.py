@@ -149,12 +149,12 @@ def mix_weights(table: pd.DataFrame) -> str:
     return f"Two tokens ahead a mix started at the last layer leaves there: {found}\nresidual heads on the frozen backbone"
 
 
-def frozen_heads(summary: pd.DataFrame, kind: str, backbone: str) -> str:
+def frozen_heads(summary: pd.DataFrame, kind: str, backbone: str, tokens: int) -> str:
     """04: how far one kind of heads stays above the marginal at offset 2."""
     rows = summary[(summary.offset == 2) & (summary.metric == "excess_ce") & (summary.arm == kind)]
     found = single(rows)
     what = f"{backbone}, frozen, on data: {kind}, best on validation"
-    return f"Two tokens ahead the best kind of heads stays above the marginal by: {found} nats\n{what}"
+    return f"After {tokens:,} positions the best kind of heads is above the marginal by: {found} nats\n{what}"
 
 
 def by_tokens(summary: pd.DataFrame, what: str) -> str:
@@ -193,13 +193,15 @@ def by_operations(summary: pd.DataFrame, backbone: str) -> str:
     rows = summary[summary.metric == "excess_ce"]
     last = rows[rows.operations == rows.groupby("name")["operations"].transform("max")]
     found = beside(last, "name", ("joint", "frozen"), " and ")
-    return f"In as many operations joint and frozen heads come within: {found} nats of the marginal\n{backbone}, offset 2"
+    said = f"In as many operations joint and frozen heads come within: {found} nats of the marginal"
+    return f"{said}\n{backbone}, offset 2, where the marginal is known"
 
 
 def shares(table: pd.DataFrame, way: str, backbone: str) -> str:
     """05: what one way of joint training closes of the frozen heads' gap."""
     found = single(table[table.arm == way])
-    return f"{way[:1].upper() + way[1:]}, closes of the frozen heads' gap: {found}\n{backbone}, offset 2; 1 is the marginal"
+    said = f"{way[:1].upper() + way[1:]}, closes of the frozen heads' gap: {found}"
+    return f"{said}\n{backbone}, offset 2, where the marginal is known, which is 1"
 
 
 def cost(table: pd.DataFrame, ways: tuple[str, str], backbone: str) -> str:
@@ -212,7 +214,8 @@ def acceptance(summary: pd.DataFrame, backbone: str) -> str:
     """06: drafts accepted at offset 2 by drafter."""
     rows = summary[(summary.offset == 2) & (summary.metric == "a")]
     names = [name for name in ("marginal", "best frozen heads", "prompt lookup") if name in set(rows["drafter"])]
-    return f"Accepted two tokens ahead, {' / '.join(names)}: {beside(rows, 'drafter', names)}\n{backbone}, greedy"
+    said = f"Accepted two tokens ahead, {' / '.join(names)}: {beside(rows, 'drafter', names)}"
+    return f"{said}\n{backbone}, greedy; of the passes in which it drafts"
 
 
 def tokens_by_nodes(table: pd.DataFrame, backbone: str) -> str:

@@ -99,7 +99,7 @@ def counted(run, backbone: Backbone, test: dict) -> pd.DataFrame:
 
 
 def fading_table(readings: dict[str, Reading], offsets: tuple[int, ...]) -> pd.DataFrame:
-    """For each backbone, offset and corpus the layer with the best probe on validation, and what the last layer lacks of it on
+    """For each backbone and offset the layer with the best probe on validation, and by corpus what the last layer lacks of it on
     test (head_claims.fading)."""
     rows = []
     for (name, reading), offset in itertools.product(readings.items(), offsets):

@@ -17,7 +17,8 @@ def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | N
     """C1, every comparison: marginal minus control in top-1, control minus marginal in cross-entropy (both: more is better),
     on data labels at offsets 1 and 2, paired by position, by corpus, metric and control; found_with_80: the effect that as many
     documents would have told from 0 with 80 % power. scores: rows of stored.marginal_scores and control_scores; everywhere: of
-    stored.variates_of, with which offset 2 is adjusted, and `variance` says what is left of the plain means' variance."""
+    stored.variates_of, with which offset 2 is adjusted; `variance` says what is left of the plain means' variance, and
+    `plain_effect` with its interval what they are."""
     here = scores[(scores.backbone == backbone) & scores.offset.isin([1, OFFSET]) & (scores.label_source == LABELS)]
     rows = []
     for (corpus, offset), group in here.groupby(["corpus", "offset"], sort=False):
@@ -30,6 +31,8 @@ def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | N
                 else:
                     known = everywhere[(everywhere.corpus == corpus) & (everywhere.predictor == control)]
                     found = metrics.paired_with(marginal, theirs, column, known.drop(columns="predictor"))
+                plain = metrics.paired(marginal, theirs, column)
+                found |= {f"plain_{name}": plain[name] for name in ("effect", "ci_low", "ci_high")}
                 least = POWER * (found["ci_high"] - found["ci_low"]) / (2 * 1.96)
                 row = {"corpus": corpus, "offset": offset, "metric": metric, "control": control, **found}
                 rows.append(row | {"found_with_80": least})
@@ -62,6 +65,9 @@ def c1(effects: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,)) -> V
     )
     least = judged[judged.metric == "cross_entropy"]["effect"].min()
     text += f"; in cross-entropy ahead of every control by at least {least:.2f} nats" if least > 0 else ""
+    if row.variance < 1:
+        unadjusted = f"{row.plain_effect:+.3f} [{row.plain_ci_low:+.3f}, {row.plain_ci_high:+.3f}]"
+        text += f". Without the adjustment for which positions were scored, {row.corpus} is {unadjusted}"
     left_out = not_testable(unknown)
     text += f" where it is judged. {left_out}" if unknown else ""
     return verdict_on(
@@ -111,6 +117,7 @@ def slopes(
                 "se_documents": float(np.std(draws, ddof=1)),
                 "se_runs": between**0.5,
                 "run_sd": float(run_variance**0.5),
+                "several": ", ".join(repeated),
                 "effect": -slope,
                 "n_documents": len(ce),
                 "seeds_agree": all(np.sign(s) == np.sign(slope) for s in per_seed),
@@ -137,6 +144,8 @@ def c2_size(table: pd.DataFrame, seeds: tuple[int, ...]) -> Verdict:
     text = "; ".join(
         f"{r.corpus}: {-r.effect:+.3f} [{-r.ci_high:+.3f}, {-r.ci_low:+.3f}] nats per x4" for r in effects.itertuples()
     )
+    several = table["several"].iloc[0] or "none"
+    text += f". Rungs with several training seeds: {several}"
     return verdict_on(
         "C2 (size)",
         f"offset 2, data labels: fall of the marginal's cross-entropy per factor 4 in parameters, worst corpus ({row.corpus})",
@@ -222,14 +231,18 @@ def c2_data(kinds: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,), u
     effects = kinds[(kinds.kind == judged) & kinds.measure.isin(["excess", "lead"])]
     worst = metrics.hardest(effects, "against")
     row = worst.sort_values("effect").iloc[0]
-    each = (f"{r.against}: {r.measure} {r.effect:+.3f} [{r.ci_low:+.3f}, {r.ci_high:+.3f}]" for r in effects.itertuples())
-    text = f"{judged} minus " + "; ".join(each) + "."
+    words = {"excess": "less excess by", "lead": "further lead by"}
+    each = (
+        f"{r.against}: {words[r.measure]} {r.effect:+.3f} [{r.ci_low:+.3f}, {r.ci_high:+.3f}]" for r in effects.itertuples()
+    )
+    text = f"{judged} (above 0: easier) against " + "; ".join(each) + "."
     if judged in unknown:
         text += f" The backbone loses to the trigram on {judged} at offset 1, its own task: to it they are not given."
     return verdict_on(
         "C2 (data)",
-        f"{backbone}, offset 2, data labels: {judged} against open-ended text in excess CE2 - CE1 [nats] and in top-1 over the "
-        f"skip-trigram's; the less certain of the two, worst kind ({row.against}: {row.measure})",
+        f"{backbone}, offset 2, data labels: {judged} against open-ended text: how much less excess CE2 - CE1 [nats], how "
+        f"much further top-1 is ahead of the skip-trigram's; the less certain of the two, worst kind ({row.against}: "
+        f"{row.measure})",
         row,
         seeds,
         decide(worst, CONTRASTS["C2 (data)"].threshold),

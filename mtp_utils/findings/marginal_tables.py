@@ -175,6 +175,6 @@ def slopes_beside(scores: pd.DataFrame, counted: pd.DataFrame, n_params: dict[st
         measures = {"excess": both["log_prob"] - both["log_prob_next"], "lead": both["top1_trigram"] - both["top1"]}
         of_kept = {name: run for name, run in runs.items() if name in knows and run[0] in kept}
         for measure, values in measures.items():  # `slopes` takes the negative of a log_prob
-            table = slopes(both.assign(log_prob=values), kept, of_kept).drop(columns=["effect", "p"])
+            table = slopes(both.assign(log_prob=values), kept, of_kept).drop(columns=["effect", "p", "several"])
             found.append(table.assign(measure=measure, rungs=len(kept)))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

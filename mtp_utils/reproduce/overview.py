@@ -26,6 +26,15 @@ ALT = (
     "pretrained model as a marker of its own, with 95 percent intervals."
 )
 
+WORDS = """\
+*Ladder*: our five models, w16 to w256 by width, each a *rung*. *Texts*: translation (German, by a grammar), code (Python), prose
+(its docstrings), catalogues (German interface texts, by people). *Marginal*: the model's own prediction of the token after next,
+the one between summed out. *Top-1*: the share that its likeliest token is right; *nats*: log-loss, less is better. *Skip-bigram*,
+*skip-trigram*: counting what comes two behind the current token, or behind the last two. **Reproduced**: in every corpus and
+seed, the interval beyond what it has to exceed; **partly**: in some corpora; **not reproduced**: on the other side in all;
+**inconclusive**: none of these, or heads that are not ahead of counting.
+"""
+
 
 def published(root: Path) -> dict[str, Path]:
     """Name -> its folder, of the runs that are published below a folder of figures."""
@@ -33,14 +42,15 @@ def published(root: Path) -> dict[str, Path]:
 
 
 def findings(root: Path) -> str:
-    """The README's table: a row a claim, what decides it, and a column for each published run with verdict and effect."""
+    """The words of the README's table, and the table: a row a claim, what decides it, and a column for each published run with
+    verdict and effect."""
     folders = published(root)
     cells = {name: _cells((folder / "scorecard.md").read_text("utf-8")) for name, folder in folders.items()}
     lines = ["| " + " | ".join(["claim", "what decides it", *cells]) + " |", "|---" * (2 + len(cells)) + "|"]
     for claim, words in artifacts.CLAIMS.items():
         found = [column.get(claim, "not yet tested") for column in cells.values()]
         lines.append("| " + " | ".join([f"**{claim}** {words}", CONTRASTS[claim].quantity, *found]) + " |")
-    return "\n".join(lines)
+    return "\n".join([WORDS, *lines])
 
 
 def _cells(scorecard: str) -> dict[str, str]:
