@@ -41,7 +41,7 @@ class Profile:
     (trunk, features, unembedding) and `grid_offsets` their offsets, the best kind has all; decoding writes `new_tokens` after
     each prompt, of `decoded_documents` a corpus, and the clock is held to `timed_prompts` of a corpus; `timeout_s` limits one
     notebook cell, in seconds; `control_split` is what the counting controls count; `people`: translations by people are among the
-    texts, fetched as data.
+    texts, fetched as data; `exploratory`: arms that no verdict needs are measured too.
     """
 
     name: str
@@ -73,6 +73,12 @@ class Profile:
     control_split: str = "pretrain"
     needs_hub: bool = False
     people: bool = False
+    exploratory: bool = True
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its results: overnight's is default's, to which it adds."""
+        return self.name.replace("overnight", "default", 1)
 
     @property
     def last_rungs(self) -> tuple[str, ...]:
@@ -103,6 +109,8 @@ FEW |= {"most_tokens": 4096, "text_tokens": 4096, "joint_trials": (2, 1, 1), "jo
 FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
 FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
+WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
+WHOLE |= {"joint": LADDER[2], "decoded_documents": 100}
 REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
 REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
@@ -110,7 +118,7 @@ REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,),
 # and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads that decide see up to two
 # million positions in four epochs over half a million tokens: steps were what was missing, not text, and 4.2 million would take
 # the notebook past its share of the 45 minutes. Joint training on the third rung, which sees the more tokens a parameter:
-# a position costs it about five times what a frozen head costs.
+# a position costs it about five times what a frozen head costs. What no verdict needs is overnight's alone.
 # The real model's heads: a position costs a 49k-way softmax (about 1,500 positions a second on two cores), so the deciding kind
 # sees 262,144 of them with each of three seeds, and states are made in bfloat16 autocast (the next token's loss moves by .0002).
 # Joint training of it takes half a billion multiply-adds a position, and every trained copy a pass over all test text: three
@@ -120,8 +128,8 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
-        Profile("default", backbones=LADDER, extra_seeds=SEEDS, twinned=TWINNED, twins=TWINS, second_runs=SECOND_RUNS,
-                joint=LADDER[2], decoded_documents=100),
+        Profile("default", **WHOLE, exploratory=False),
+        Profile("overnight", **WHOLE),
         Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6, **REAL),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),
         Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], **FULL),

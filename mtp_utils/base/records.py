@@ -32,7 +32,7 @@ def measured(
     Args:
         stem: name of the table, `tables/<stem>.csv` with `<stem>.json`; begins with the number of a notebook.
         function: returns a tidy frame with a plain index and neither time, rank, device nor path in it.
-        profile: a `Profile` or its name; says in which folder the table lies.
+        profile: a `Profile` or the name of its folder; says in which folder the table lies.
         provenance: device, versions, git: kept beside the table in its JSON, not part of the key.
 
     Returns:
@@ -41,7 +41,7 @@ def measured(
     Raises:
         TypeError: an argument that cannot be part of a key (give it a `fingerprint`), or a result that is no frame.
     """
-    path = paths.tables(getattr(profile, "name", profile)) / f"{stem}.csv"
+    path = paths.tables(getattr(profile, "folder", profile)) / f"{stem}.csv"
     return _stored(path, read_table, write_table, function, provenance, arguments)
 
 
@@ -64,7 +64,7 @@ def measured_arrays(
     **arguments,
 ) -> Arrays:
     """As `measured`, for what no table can hold: `function` returns a dict of numpy arrays, `<stem>.safetensors` keeps it."""
-    path = paths.tables(getattr(profile, "name", profile)) / f"{stem}.safetensors"
+    path = paths.tables(getattr(profile, "folder", profile)) / f"{stem}.safetensors"
     return _stored(path, read_arrays, write_arrays, function, provenance, arguments)
 
 

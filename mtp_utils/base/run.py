@@ -16,6 +16,7 @@ from . import artifacts, files, paths, ranks, records
 from .profiles import Profile
 from .refusals import CannotDo
 
+EXPLORATORY = "no verdict needs it: ./reproduce.sh overnight adds it"
 SHORTEST_ALT = 40  # characters; less than that describes no figure
 
 
@@ -35,7 +36,7 @@ class Run:
         if not re.fullmatch(r"\d\d_\w+", self.notebook):
             raise ValueError(f"a notebook is called NN_name, not {self.notebook!r}")
         self.number = self.notebook[:2]
-        self.sentinel = paths.notebooks(self.profile.name) / f"{self.notebook}.finished.json"
+        self.sentinel = paths.notebooks(self.profile.folder) / f"{self.notebook}.finished.json"
         self._started = time.monotonic()
         self._figures, self._tables, self._verdicts, self._skipped = [], [], [], []
 
@@ -65,7 +66,7 @@ class Run:
         self._figures.append(stem)
         if not ranks.first():
             return
-        folder = paths.figures(self.profile.name)
+        folder = paths.figures(self.profile.folder)
         outputs = {}
         for kind in ("png", "svg"):
             data = artifacts.picture(fig, kind)
@@ -77,12 +78,18 @@ class Run:
     def save_page(self, content: str) -> None:
         """Write the explorer's page beside the figures."""
         if ranks.first():
-            files.write_atomic(paths.figures(self.profile.name) / artifacts.EXPLORER, content.encode())
+            files.write_atomic(paths.figures(self.profile.folder) / artifacts.EXPLORER, content.encode())
 
     def skip(self, what: str, reason: str) -> None:
         """Say that a part is left out, and why: here, and in the table at the end of the run."""
         self._skipped.append(f"{what}: {reason}")
         print(f"skipped: {what}: {reason}")
+
+    def explores(self, what: str) -> bool:
+        """Whether the profile measures what no verdict needs; where it does not, `what` is skipped."""
+        if not self.profile.exploratory:
+            self.skip(what, EXPLORATORY)
+        return self.profile.exploratory
 
     @contextlib.contextmanager
     def left_out(self, what: str) -> Iterator[None]:
@@ -142,7 +149,7 @@ class Run:
         """Write the verdicts, the manifest, the scorecard, and the entry without which the run does not count."""
         if not ranks.first():
             return
-        profile = self.profile.name
+        profile = self.profile.folder
         self._store_verdicts()
         artifacts.remove_figures(paths.figures(profile), self.number, keep=self._figures)
         artifacts.write_scorecard(profile)
@@ -154,7 +161,7 @@ class Run:
         print(f"{self.notebook}: {len(self._figures)} figures, {len(self._verdicts)} verdicts, {self._seconds()} s")
 
     def _store_verdicts(self) -> None:
-        path = paths.tables(self.profile.name) / f"{self.number}_verdicts.csv"
+        path = paths.tables(self.profile.folder) / f"{self.number}_verdicts.csv"
         if self._verdicts:
             records.write_table(path, pd.DataFrame(self._verdicts), self._origin() | {"provenance": self._stamp()})
         else:

@@ -65,7 +65,7 @@ def decided(run, backbone: Backbone, test: dict, grid: list[arms.Arm]) -> Decide
     three best of the grid meet again at the first budget, an eighth of that, where it is more than the grid's."""
     best, first = sorted(grid, key=lambda arm: arm.loss(2)), first_budget(run)
     again = best[: 3 if first > run.profile.head_tokens else 1]
-    met = [arms.settled_arm(run, deciding_bench(run, backbone, test, arm.spec), *_alone(arm, first)) for arm in again]
+    met = [arms.trained_arm(run, deciding_bench(run, backbone, test, arm.spec), *_alone(arm, first)) for arm in again]
     arm = arms.best_at(2, met)
     bench = deciding_bench(run, backbone, test, arm.spec)
     return Decided(bench, arms.trained_out(run, bench, arm.spec, arm.training, run.profile.most_tokens))
@@ -127,11 +127,11 @@ def _read_by(backbone: Backbone, spec: HeadSpec) -> tuple[int, ...]:
     return tuple(sorted({*arms.layers_of(backbone, replace(spec, offsets=(2,))), arms.depth_of(backbone)[-1]}))
 
 
-def taught_by(run, bench: arms.Bench, arm: arms.Arm) -> dict[str, arms.Arm]:
+def taught_by(run, bench: arms.Bench, arm: arms.Arm, asked: tuple[str, ...] = TRAIN_LABELS) -> dict[str, arms.Arm]:
     """train_labels -> the arm's kind at offset 2, tuned on those labels: the text's own, drawn from the backbone, soft, and soft
     ones by which acceptance is asked for."""
     spec = replace(arm.spec, offsets=(2,))
-    return {labels: arms.tuned_arm(run, bench, spec, labels) for labels in TRAIN_LABELS}
+    return {labels: arms.tuned_arm(run, bench, spec, labels) for labels in asked}
 
 
 def identity_table(run, bench: arms.Bench, arm: arms.Arm) -> pd.DataFrame:

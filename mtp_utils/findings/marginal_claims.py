@@ -231,18 +231,15 @@ def c2_data(kinds: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,), u
     effects = kinds[(kinds.kind == judged) & kinds.measure.isin(["excess", "lead"])]
     worst = metrics.hardest(effects, "against")
     row = worst.sort_values("effect").iloc[0]
-    words = {"excess": "less excess by", "lead": "further lead by"}
-    each = (
-        f"{r.against}: {words[r.measure]} {r.effect:+.3f} [{r.ci_low:+.3f}, {r.ci_high:+.3f}]" for r in effects.itertuples()
-    )
+    said = {"excess": "less excess by", "lead": "further lead by"}
+    each = (f"{r.against}: {said[r.measure]} {r.effect:+.3f} [{r.ci_low:+.3f}, {r.ci_high:+.3f}]" for r in effects.itertuples())
     text = f"{judged} (above 0: easier) against " + "; ".join(each) + "."
     if judged in unknown:
         text += f" The backbone loses to the trigram on {judged} at offset 1, its own task: to it they are not given."
     return verdict_on(
         "C2 (data)",
         f"{backbone}, offset 2, data labels: {judged} against open-ended text: how much less excess CE2 - CE1 [nats], how "
-        f"much further top-1 is ahead of the skip-trigram's; the less certain of the two, worst kind ({row.against}: "
-        f"{row.measure})",
+        f"much more top-1 over the skip-trigram's; the less certain of the two, worst kind ({row.against}: {row.measure})",
         row,
         seeds,
         decide(worst, CONTRASTS["C2 (data)"].threshold),

@@ -31,7 +31,7 @@ def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
 
     if "profile" not in papermill.inspect_notebook(_escape(path)):
         raise Stop(f"{path.name} has no `profile` in a cell tagged `parameters`")
-    folder = paths.notebooks(profile.name)
+    folder = paths.notebooks(profile.folder)
     mine = "" if ranks.first() else f".{ranks.number()}"  # every process has a copy, and the first one's is kept
     output = folder / f"{path.stem}{mine}.tmp.ipynb"
     failed = folder / f"{path.stem}{mine}.failed.ipynb"
@@ -40,7 +40,7 @@ def run_notebook(path: Path, profile: Profile, run_id: str) -> dict:
     logging.getLogger("papermill").addHandler(logging.NullHandler())  # what it has to say stands in our one line
     started, source = time.monotonic(), source_sha256(path.stem)
     with _Display(path, folder / f".progress{mine}") as display:
-        kernel = _own_kernel(paths.build(profile.name) / ".jupyter")
+        kernel = _own_kernel(paths.build(profile.folder) / ".jupyter")
         os.environ |= {"MTP_RUN": run_id, "MTP_PROGRESS_FILE": str(display.file)} | kernel
         try:
             papermill.execute_notebook(
@@ -82,7 +82,7 @@ def finished(path: Path, profile: Profile, run_id: str, executed: Path | None = 
     """The entry of a notebook's last cell, if it was written in this run, by this source, and the copy is there."""
     from ..base.artifacts import source_sha256
 
-    folder = paths.notebooks(profile.name)
+    folder = paths.notebooks(profile.folder)
     try:
         entry = json.loads((folder / f"{path.stem}.finished.json").read_text("utf-8"))
     except (FileNotFoundError, ValueError):

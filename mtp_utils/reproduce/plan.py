@@ -125,7 +125,7 @@ def _rate() -> float:
 def plan(notebooks: list[Path], profile: Profile) -> None:
     """Say what the run would do, what it has to do it with, and about what it takes."""
     here = environment()
-    folder = paths.build(profile.name)
+    folder = paths.build(profile.folder)
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{profile.name}: {', '.join(p.stem for p in notebooks)}")
     print(f"{len(profile.backbones)} backbones, {', '.join(profile.corpora)}: {profile.n_documents} documents each, offsets 1 to "

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from ..base import artifacts, paths
-from ..base.files import sha256, write_atomic, write_json
+from ..base.files import read_json, sha256, write_atomic, write_json
 from ..base.locks import Stop
 from ..base.records import read_table
+from ..base.run import EXPLORATORY
 from . import book, overview
 
 BEGIN, END = "<!-- findings:begin -->", "<!-- findings:end -->"
@@ -134,6 +135,10 @@ def _ready(profile: str) -> dict:
     asked = [name for name in missing if profile == "default" or name[:2] in FIRST]
     if asked or not (source / "manifest.json").is_file():
         raise Stop(f"the {profile} run is not complete, run ./reproduce.sh first: {', '.join(asked) or 'no notebooks'}")
+    entries = {p.stem: read_json(paths.notebooks(profile) / f"{p.stem}.finished.json") for p in paths.all_notebooks()}
+    part = [name for name, entry in entries.items() if any(EXPLORATORY in line for line in entry.get("skipped", ()))]
+    if part:
+        raise Stop(f"the {profile} run lacks what no verdict needs, run ./reproduce.sh overnight first: {', '.join(part)}")
     if altered := _altered(source):
         raise Stop(f"{altered[0][0]} of the {profile} run {altered[0][2]}; run ./reproduce.sh again")
     manifest = _manifest(source)

@@ -18,7 +18,7 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
     """Run the notebooks one after another and print a table of what they made; the first failure ends the run."""
     if not notebooks:
         raise Stop(f"no notebooks in {paths.NOTEBOOKS}")
-    with exclusive(paths.build(profile.name)) if ranks.first() else contextlib.nullcontext():
+    with exclusive(paths.build(profile.folder)) if ranks.first() else contextlib.nullcontext():
         given = _given()
         if ranks.first():
             _prepare(notebooks, profile, force)
@@ -33,7 +33,7 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
             entries[path.stem] = entry or run_notebook(path, profile, run_id)
             ranks.gather(None)  # all have come to the end of it
         if ranks.first():
-            (paths.build(profile.name) / ".unfinished").unlink()
+            (paths.build(profile.folder) / ".unfinished").unlink()
     if not ranks.first():  # the others hold no entries
         return
     print(f"\n{'notebook':30} {'seconds':>8} {'figures':>8}  verdicts")
@@ -43,7 +43,7 @@ def run_all(notebooks: list[Path], profile: Profile, force: bool = False) -> Non
     for stem, entry in entries.items():
         for line in entry.get("skipped", ()):
             print(f"{stem[:2]} left out {line}")
-    print(f"\nfigures: {paths.figures(profile.name)}")
+    print(f"\nfigures: {paths.figures(profile.folder)}")
 
 
 def _port_of(i: int) -> None:
@@ -55,14 +55,14 @@ def _port_of(i: int) -> None:
 
 def _prepare(notebooks: list[Path], profile: Profile, force: bool) -> None:
     """Clear what killed runs left half written and, if asked, the tables that the chosen notebooks read, whichever made them."""
-    for path in paths.build(profile.name).glob("*/.*.tmp"):
+    for path in paths.build(profile.folder).glob("*/.*.tmp"):
         path.unlink(missing_ok=True)
     for path in notebooks if force else ():
-        entry = read_json(paths.notebooks(profile.name) / f"{path.stem}.finished.json")
+        entry = read_json(paths.notebooks(profile.folder) / f"{path.stem}.finished.json")
         names = {f"{stem}.*" for stem in map(glob.escape, entry.get("tables", ()))}
-        for table in (t for name in (*names, f"{path.name[:2]}_*") for t in paths.tables(profile.name).glob(name)):
+        for table in (t for name in (*names, f"{path.name[:2]}_*") for t in paths.tables(profile.folder).glob(name)):
             table.unlink(missing_ok=True)
-    paths.notebooks(profile.name).mkdir(parents=True, exist_ok=True)
+    paths.notebooks(profile.folder).mkdir(parents=True, exist_ok=True)
 
 
 def _given() -> str:
@@ -77,7 +77,7 @@ def _given() -> str:
 
 def _run_id(profile: Profile, force: bool) -> str:
     """Name of this run: that of the one broken off, if the code is still the same, so that it goes on from there."""
-    marker = paths.build(profile.name) / ".unfinished"
+    marker = paths.build(profile.folder) / ".unfinished"
     sources = [*sorted(paths.PACKAGE.rglob("*.py")), paths.ROOT / "constraints.txt"]
     code = hashlib.sha256(b"".join(p.read_bytes() for p in sources if p.is_file()) + _given().encode()).hexdigest()
     found = marker.read_text().split() if marker.is_file() and not force else []

@@ -108,6 +108,23 @@ def test_a_verdict_on_an_unknown_claim_is_refused():
         Run("01_toy", PROFILES["default"]).verdict(verdict("C9"))
 
 
+def test_what_no_verdict_needs_is_left_out_of_the_default_run_and_overnight_adds_it_there():
+    run = Run("01_toy", PROFILES["default"], {"device": "cpu"})
+    run.save_figure(draw(), "01_line", TABLE, ALT)
+    assert not run.explores("another arm")
+    run.verdict(verdict())
+    run.finish()
+    with pytest.raises(Stop, match="lacks what no verdict needs, run ./reproduce.sh overnight first: 01_toy"):
+        publish.publish()
+    run = Run("01_toy", PROFILES["overnight"], {"device": "cpu"})
+    assert run.explores("another arm")
+    for stem in ("01_line", "01_arm"):
+        run.save_figure(draw(), stem, TABLE, ALT)
+    run.verdict(verdict())
+    run.finish()
+    assert publish.publish() == 0 and (paths.FIGURES / "01_arm.csv").is_file()
+
+
 @pytest.mark.parametrize(
     ("contrast", "cell"),
     [
