@@ -152,9 +152,8 @@ def mix_weights(table: pd.DataFrame) -> str:
 def frozen_heads(summary: pd.DataFrame, kind: str, backbone: str, tokens: int) -> str:
     """04: how far one kind of heads stays above the marginal at offset 2."""
     rows = summary[(summary.offset == 2) & (summary.metric == "excess_ce") & (summary.arm == kind)]
-    found = single(rows)
-    what = f"{backbone}, frozen, on data: {kind}, best on validation"
-    return f"After {tokens:,} positions the best kind of heads is above the marginal by: {found} nats\n{what}"
+    said = f"After {tokens:,} positions the best kind of heads is above the marginal by: {single(rows)} nats"
+    return f"{said}\n{backbone}, frozen, on data: {kind}, best on validation"
 
 
 def by_tokens(summary: pd.DataFrame, what: str) -> str:
@@ -214,8 +213,8 @@ def acceptance(summary: pd.DataFrame, backbone: str) -> str:
     """06: drafts accepted at offset 2 by drafter."""
     rows = summary[(summary.offset == 2) & (summary.metric == "a")]
     names = [name for name in ("marginal", "best frozen heads", "prompt lookup") if name in set(rows["drafter"])]
-    said = f"Accepted two tokens ahead, {' / '.join(names)}: {beside(rows, 'drafter', names)}"
-    return f"{said}\n{backbone}, greedy; of the passes in which it drafts"
+    found = beside(rows, "drafter", names)
+    return f"Accepted two tokens ahead, {' / '.join(names)}: {found}\n{backbone}, greedy; of the passes in which it drafts"
 
 
 def tokens_by_nodes(table: pd.DataFrame, backbone: str) -> str:
