@@ -24,11 +24,12 @@ from mtp_utils.marginal import future_log_probs
 from mtp_utils.text.tokens import encode, front_of
 
 TEXT = "Returns the mean of the values along the given axis, or None where the array is empty or holds no numbers at all. "
-TOKENS, K, TIMES, TARGET = 40, 64, 5, 2.0
+TOKENS, K, TARGET = 40, 64, 2.0
+OTHERS = "ABCDE"  # first letters of the later texts
 TYPE = """
 const [text, done] = arguments, box = document.getElementById("own"), started = performance.now();
 own.text = null; box.value = text; box.dispatchEvent(new Event("input"));
-const look = () => own.text === null ? setTimeout(look, 5) : done([(performance.now() - started) / 1000, own.text.ids.length]);
+const look = () => own.text === null ? setTimeout(look, 5) : done((performance.now() - started) / 1000);
 look();"""
 
 
@@ -44,12 +45,12 @@ def browser():
 
 
 def in_page(text: str) -> list[float]:
-    """Seconds of the first answer and of TIMES others, each to another first letter, for the page keeps what it has computed."""
+    """Seconds of the first answer and of others, each with another first letter, for the page keeps what it has computed."""
     driver = browser()
     try:
         driver.get((paths.FIGURES / EXPLORER).as_uri())
         driver.set_script_timeout(120)
-        return [driver.execute_async_script(TYPE, letter + text)[0] for letter in ("", *"ABCDEFGH"[:TIMES])]
+        return [driver.execute_async_script(TYPE, letter + text) for letter in ("", *OTHERS)]
     finally:
         driver.quit()
 
@@ -59,7 +60,7 @@ def in_package(backbone, text: str) -> float:
     torch.set_num_threads(1)
     ids = torch.tensor([[*front_of(backbone.tokenizer), *encode(backbone.tokenizer, [text])[0]]])
     found = []
-    for _ in range(TIMES):
+    for _ in range(5):
         started = time.perf_counter()
         future_log_probs(backbone.model, ids, 2, top_k=K, with_entropy=True)
         found.append(time.perf_counter() - started)

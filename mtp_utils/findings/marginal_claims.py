@@ -26,12 +26,12 @@ def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | N
         for metric, column in (("top1", "top1"), ("cross_entropy", "log_prob")):
             for control in CONTROLS:
                 theirs = group[group.predictor == control]
+                plain = metrics.paired(marginal, theirs, column)
                 if everywhere is None or offset != OFFSET:
-                    found = metrics.paired(marginal, theirs, column) | {"variance": 1.0}
+                    found = plain | {"variance": 1.0}
                 else:
                     known = everywhere[(everywhere.corpus == corpus) & (everywhere.predictor == control)]
                     found = metrics.paired_with(marginal, theirs, column, known.drop(columns="predictor"))
-                plain = metrics.paired(marginal, theirs, column)
                 found |= {f"plain_{name}": plain[name] for name in ("effect", "ci_low", "ci_high")}
                 least = POWER * (found["ci_high"] - found["ci_low"]) / (2 * 1.96)
                 row = {"corpus": corpus, "offset": offset, "metric": metric, "control": control, **found}
