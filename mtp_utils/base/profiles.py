@@ -30,13 +30,13 @@ REAL_KINDS += (("block", "mix", "shared"), ("block", "last", "own"))
 class Profile:
     """How much one run measures.
 
-    `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is the
-    largest offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens, and `second_runs` are all three from
-    another seed, where there are such; `joint` is the backbone that is
-    trained together with heads. `head_tokens` are the positions heads and probes are trained on, `trial_tokens` those of one
-    trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over `text_tokens`,
-    with the seeds `head_seeds`; joint training, and the frozen heads beside it, on `joint_tokens` at most and on halves of
-    that, the least budget first with so many trials of rates each as `joint_trials` says, and the seeds `joint_seeds`.
+    `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is the largest
+    offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens, and `second_runs` are all three from another
+    seed, where there are such; `joint` is the backbone that is trained together with heads, and `joint_larger` one on which that
+    is tried again at the largest budget. `head_tokens` are the positions heads and probes are trained on, `trial_tokens` those of
+    one trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over
+    `text_tokens`, with the seeds `head_seeds`; joint training, and the frozen heads beside it, on `joint_tokens` at most and on
+    halves of that, the least budget first with so many trials of rates each as `joint_trials` says, and the seeds `joint_seeds`.
     `bf16_states`: the states that heads read are made under bfloat16 autocast where that is fast. `grid` are the kinds of heads
     (trunk, features, unembedding) and `grid_offsets` their offsets, the best kind has all; decoding writes `new_tokens` after
     each prompt, of `decoded_documents` a corpus, and the clock is held to `timed_prompts` of a corpus; `timeout_s` limits one
@@ -52,6 +52,7 @@ class Profile:
     twins: tuple[str, ...] = ()
     second_runs: tuple[str, ...] = ()
     joint: str | None = None
+    joint_larger: str | None = None
     n_documents: int = 200
     positions_per_document: int = 1
     horizon: int = 4
@@ -107,10 +108,11 @@ QWEN3 = tuple(f"Qwen/Qwen3-{s}-Base" for s in ("0.6B", "1.7B", "4B", "8B"))
 FEW = {"head_tokens": 4096, "joint_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
 FEW |= {"most_tokens": 4096, "text_tokens": 4096, "joint_trials": (2, 1, 1), "joint_seeds": (0,)}
 FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
+LEAST = {"n_documents": 6, "timeout_s": 300, "control_split": "heads", "joint": LADDER[0], "joint_larger": LADDER[1]}
 FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
 WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
-WHOLE |= {"joint": LADDER[2], "decoded_documents": 100}
+WHOLE |= {"joint": LADDER[2], "joint_larger": LADDER[3], "decoded_documents": 100}
 REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
 REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
@@ -127,7 +129,7 @@ REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,),
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", backbones=LADDER[:2], n_documents=6, timeout_s=300, control_split="heads", **FEW),
+        Profile("smoke", backbones=LADDER[:2], **LEAST, **FEW),
         Profile("default", **WHOLE, exploratory=False),
         Profile("overnight", **WHOLE),
         Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6, **REAL),
@@ -171,5 +173,6 @@ def with_own(profile: Profile, backbones: dict[str, str], text: str | None) -> P
     name = f"{profile.name}+{slug}-{hashlib.sha256(json.dumps([backbones, text]).encode()).hexdigest()[:6]}"
     found = replace(profile, name=name, corpora=(TEXT,) if text else profile.corpora)
     if backbones:
-        found = replace(found, backbones=tuple(backbones), extra_seeds=(), twinned=None, twins=(), second_runs=(), joint=None)
+        none = dict.fromkeys(("extra_seeds", "twins", "second_runs"), ()) | dict.fromkeys(("twinned", "joint", "joint_larger"))
+        found = replace(found, backbones=tuple(backbones), **none)
     return found

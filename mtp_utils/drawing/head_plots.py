@@ -140,15 +140,16 @@ def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figur
 def by_tokens(
     summary: pd.DataFrame, metric: str, title: str, ylabel: str, controls: pd.DataFrame | None = None, x: str = "train_tokens"
 ) -> Figure:
-    """A gap against the positions heads were trained on (or, with x="operations", against multiply-adds), a panel a corpus, a
-    line an arm (`name`, in STYLE); controls: as in _counting."""
+    """A gap, or cross_entropy, against the positions heads were trained on (or, with x="operations", against multiply-adds), a
+    panel a corpus, a line an arm (`name`, in STYLE); controls: as in _counting."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     figure, axes = new_axes(len(corpora), width=3.6, height=3.2, sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
         for name in dict.fromkeys(summary["name"]):
             rows = summary[(summary.corpus == corpus) & (summary.name == name) & (summary.metric == metric)]
             line(ax, rows.sort_values(x)[x], rows.sort_values(x), name)
-        ax.axhline(0, color="black", linewidth=0.9)
+        if metric != "cross_entropy":  # a gap
+            ax.axhline(0, color="black", linewidth=0.9)
         _counting(ax, controls, corpus, metric)
         ax.set_xscale("log", base=2)
         ticks = sorted(set(summary[x] if x == "train_tokens" else summary[summary["name"] == "joint"][x]))

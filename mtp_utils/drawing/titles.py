@@ -188,12 +188,10 @@ def budgets(summary: pd.DataFrame, backbone: str) -> str:
 
 
 def by_operations(summary: pd.DataFrame, backbone: str) -> str:
-    """05: the gap of joint heads and of the frozen ones that took as many operations."""
-    rows = summary[summary.metric == "excess_ce"]
-    last = rows[rows.operations == rows.groupby("name")["operations"].transform("max")]
+    """05: joint heads and the frozen ones that took as many operations."""
+    last = summary[summary.operations == summary.groupby("name")["operations"].transform("max")]
     found = beside(last, "name", ("joint", "frozen"), " and ")
-    said = f"In as many operations joint and frozen heads come within: {found} nats of the marginal"
-    return f"{said}\n{backbone}, offset 2, where the marginal is known"
+    return f"In as many operations joint and frozen heads reach: {found} nats\n{backbone}, offset 2, all eligible positions"
 
 
 def shares(table: pd.DataFrame, way: str, backbone: str) -> str:

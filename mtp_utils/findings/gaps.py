@@ -98,6 +98,12 @@ def counted(run, base, test: dict, offsets: tuple[int, ...] = (2,)) -> pd.DataFr
     return found.assign(name=found["predictor"], cross_entropy=-found["log_prob"], excess_ce=excess)
 
 
+def counted_everywhere(run, base, test: dict) -> pd.DataFrame:
+    """What counting says of the token after next at all eligible positions (`name`: the control), as in `everywhere`."""
+    found = pd.concat([stored.counted_everywhere(run, base, blocks) for blocks in test.values()], ignore_index=True)
+    return found.assign(name=found["predictor"], cross_entropy=-found["log_prob"])
+
+
 def _beside(marginal: pd.DataFrame, found: dict[str, np.ndarray], offset: int) -> pd.DataFrame:
     """A head's arrays at one offset beside the marginal's scores of the same positions and labels."""
     keys = ["corpus", "document", "position", "offset", "label_source", "token_class", "estimator"]

@@ -30,13 +30,16 @@ def training_table(ways: dict[str, list[Trained]]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("way")
 
 
-def budget_table(ways: dict[str, list[Trained]], scores: pd.DataFrame) -> pd.DataFrame:
-    """The gap to the marginal by corpus, `name` (frozen, joint), train_tokens and operations, with intervals; scores: of
-    Study.measured."""
+GAPS = ("excess_ce", "kl_to_marginal")
+
+
+def budget_table(ways: dict[str, list[Trained]], scores: pd.DataFrame, of: tuple[str, ...] = GAPS) -> pd.DataFrame:
+    """Those columns of the scores by corpus, `name` (frozen, joint), train_tokens and operations, with intervals; scores: of
+    Study.measured, where the marginal is known or everywhere."""
     data, first = on_data(scores), {way: one for way, (one, *_) in ways.items()}
     parts = [data[way].assign(name=x.kind, train_tokens=x.tokens, operations=x.operations) for way, x in first.items()]
     keys = ["corpus", "name", "train_tokens", "operations"]
-    return metrics.summarise(pd.concat(parts, ignore_index=True), keys, ["excess_ce", "kl_to_marginal"])
+    return metrics.summarise(pd.concat(parts, ignore_index=True), keys, list(of))
 
 
 def slopes(by_budget: pd.DataFrame, budgets: list[int]) -> pd.DataFrame:

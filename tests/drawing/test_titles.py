@@ -47,7 +47,7 @@ LINK = pd.DataFrame({"of": ["KL", "greedy accuracy"], "value": [0.63, -0.31], "c
         (titles.size(SIZES), "The token after next at 20k to 4.8M parameters costs: code 5.40 to 1.90, prose 5.40"),
         (titles.ladder(SIZES.assign(value=-SIZES["value"])), "code -5.40 to -1.90"),
         (titles.budgets(BUDGETS, "w64"), "On 262k tokens joint and frozen heads lie above the marginal by: code 1.17 and 1.52"),
-        (titles.by_operations(BUDGETS.assign(operations=[4.0, 1.0, 4.0] * 2), "w64"), "heads come within: code 1.17 and .97"),
+        (titles.by_operations(BUDGETS.assign(operations=[4.0, 1.0, 4.0] * 2), "w64"), "frozen heads reach: code 1.17 and .97"),
         (titles.lowest(TWINS, "by a probe"), "ntp backbone / mtp twin: code 4.98 / 3.34"),
         (titles.shares(SHARES, "joint, 4x", "w64"), "Joint, 4x, closes of the frozen heads' gap: code .23, prose .23"),
         (titles.shares(NONE, "joint, 4x", "w64"), "code -, prose -"),
