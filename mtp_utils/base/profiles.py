@@ -33,8 +33,8 @@ class Profile:
     `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is the largest
     offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens, and `second_runs` are all three from another
     seed, where there are such; `joint` is the backbone that is trained together with heads, and `joint_larger` one on which that
-    is tried again at the largest budget. `head_tokens` are the positions heads and probes are trained on, `trial_tokens` those of
-    one trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over
+    is asked again, on most_tokens positions. `head_tokens` are the positions heads and probes are trained on, `trial_tokens`
+    those of one trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over
     `text_tokens`, with the seeds `head_seeds`; joint training, and the frozen heads beside it, on `joint_tokens` at most and on
     halves of that, the least budget first with so many trials of rates each as `joint_trials` says, and the seeds `joint_seeds`.
     `bf16_states`: the states that heads read are made under bfloat16 autocast where that is fast. `grid` are the kinds of heads
@@ -112,7 +112,7 @@ LEAST = {"n_documents": 6, "timeout_s": 300, "control_split": "heads", "joint": 
 FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
 WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
-WHOLE |= {"joint": LADDER[2], "joint_larger": LADDER[3], "decoded_documents": 100}
+WHOLE |= {"joint": LADDER[2], "joint_larger": LADDER[-1], "decoded_documents": 100}
 REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
 REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
