@@ -167,9 +167,9 @@ def _short(n: float) -> str:
     return f"{n / least:.0f}{unit}" if whole else f"{n / least:.2g}{unit}"
 
 
-def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: str) -> Figure:
+def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: str, controls: pd.DataFrame) -> Figure:
     """Cross-entropy at offset 2 against what the next token lost, a panel a corpus, a marker for each arm in `looks`: arm ->
-    (whose colour in STYLE, `open` or `full`).
+    (whose colour in STYLE, `open` or `full`); lines at the `controls` (as in _counting).
 
     table: corpus, arm, offset2, offset2_low, offset2_high, ntp, ntp_low, ntp_high (above the base model's)."""
     corpora = list(dict.fromkeys(table["corpus"]))
@@ -183,6 +183,7 @@ def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: s
             look = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 8, "linestyle": "none", "elinewidth": 0.8}
             look["markerfacecolor"] = colour if fill == "full" else "white"
             ax.errorbar(row["ntp"], row["offset2"], **bars, **look, label=arm)
+        _counting(ax, controls, corpus, "cross_entropy")
         ax.set_xscale("symlog", linthresh=0.03)
         ticks = (-0.03, 0, 0.03, 0.3, 3)
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])

@@ -60,6 +60,15 @@ def share_table(ways: dict[str, list[Trained]], scores: pd.DataFrame, plain: lis
     return pd.concat(found, ignore_index=True).assign(offset=2, metric="share")
 
 
+def counting_shares(counted: pd.DataFrame, frozen: pd.DataFrame) -> pd.DataFrame:
+    """Share of the frozen heads' gap at offset 2 that counting closes, by corpus and control (`name`). counted: of gaps.counted;
+    frozen: scores of one way, which counting is held against."""
+    means, rows = frozen[frozen.label_source == "data"].groupby("corpus")["excess_ce"].mean(), []
+    for (corpus, name), part in counted.groupby(["corpus", "name"], sort=False):
+        rows.append({"corpus": corpus, "name": name, "metric": "share", "value": 1 - part["excess_ce"].mean() / means[corpus]})
+    return pd.DataFrame(rows)
+
+
 def gap_table(scores: pd.DataFrame, base: Backbone) -> pd.DataFrame:
     """The long table of gaps of every way, under the base model's name: trained copies of it are told apart by their `arm`."""
     parts = [gaps.gap_summary(part).assign(arm=way) for way, part in scores.groupby("arm", sort=False)]

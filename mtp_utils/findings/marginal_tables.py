@@ -1,16 +1,21 @@
 """C1 and C2, as notebooks 01 and 02 ask them: truncation against the exact sum, the negative control, context, sizes."""
 
+import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..backbones.load import Backbone
+from ..base.records import Arrays
 from ..text import blocks as blocks_module
 from . import controls, measures, metrics, stored
 from .claims import LABELS, OFFSET
 from .counting import CONTROLS, PREDICTORS
 from .marginal_claims import c1_effects, not_known, slopes
+from .scoring import Labels
 
 KS = (1, 4, 16, 64, 256)
 SAMPLED = ({"samples": 64}, {"samples": 256}, {"top_k": 64, "samples": 64}, {"top_k": 128, "samples": 128})
@@ -77,6 +82,35 @@ def negative_control(run, backbone: Backbone, test: dict, seed: int) -> pd.DataF
         row |= {"low": low, "high": high, "product of frequencies": found["expected"].iloc[0]}
         rows.append(row | {"later tokens replaced": blind["replaced"].sum(), "m2 moved by": blind["difference"].max()})
     return pd.DataFrame(rows)
+
+
+def c1_at_more(run, backbone: Backbone, test: dict, n: int, seed: int) -> pd.DataFrame:
+    """C1's comparisons at offset 2 (c1_effects), with `n` positions of each document's window scored, drawn anew from the
+    eligible ones (all, where there are fewer), in place of the one that decides."""
+    frames, known = [], []
+    for part in test.values():
+        blocks, variates = more_positions(part, backbone.tokenizer, n, seed), stored.variates_of(run, backbone, part)
+        stem, estimator = f"{stored.stem_of(backbone, part)}_{n}", stored.estimators_of(backbone)[OFFSET]
+        given = {"backbone": backbone, "blocks": blocks, "estimators": {str(OFFSET): estimator}, "drawn": ()}
+        found = run.measure_arrays(f"01_marginals_{stem}", measures.marginal_arrays, **given)
+        values = Arrays({name.removesuffix(f".{OFFSET}"): x for name, x in found.values.items()}, found.fingerprint)
+        labels = Labels(measures.label_table(blocks, {}))
+        marginal = measures.marginal_table(values, labels, backbone.name, OFFSET, estimator)
+        keys = ["corpus", "document", "position"]
+        counted = stored.counted_everywhere(run, backbone, part).merge(marginal[keys], on=keys)
+        about = {"backbone": backbone.name, "offset": OFFSET, "label_source": LABELS}
+        frames += [marginal, counted.assign(**about)]
+        known.append(variates)
+    return c1_effects(pd.concat(frames, ignore_index=True), backbone.name, pd.concat(known, ignore_index=True))
+
+
+def more_positions(blocks, tokenizer, n: int, seed: int):
+    """The same windows with `n` of the eligible positions of each scored, drawn at random."""
+    wide = blocks_module.everywhere(blocks, tokenizer)
+    order = np.where(wide.scored.numpy(), np.random.default_rng(seed).random(wide.scored.shape), np.inf)
+    scored = wide.scored & torch.from_numpy(order.argsort(1).argsort(1) < n)
+    digest = hashlib.sha256(f"{wide.fingerprint}/{n}/{seed}".encode()).hexdigest()
+    return replace(wide, scored=scored, fingerprint=digest)
 
 
 def _few(run, backbone: Backbone, corpus: str, seed: int):

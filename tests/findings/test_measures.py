@@ -352,3 +352,24 @@ def test_what_stands_behind_a_position_does_not_move_its_marginal_and_a_look_ahe
     real = controls.future_log_probs  # a marginal that looks two tokens too far
     monkeypatch.setattr(controls, "future_log_probs", lambda model, ids, **given: real(model, ids.roll(-2, 1), **given))
     assert controls.blind_table(backbone, text)["difference"].max() > 1e-3
+
+
+def test_more_positions_are_eligible_ones_of_the_same_windows_and_are_scored_as_one_is(backbone, text):
+    four = marginal_tables.more_positions(text, backbone.tokenizer, 4, 1)
+    everywhere = blocks.everywhere(text, backbone.tokenizer).scored
+    assert not (four.scored & ~everywhere).any() and (four.scored.sum(1) == everywhere.sum(1).clamp(max=4)).all()
+    assert torch.equal(four.tokens, text.tokens)
+    assert not torch.equal(four.scored, marginal_tables.more_positions(text, backbone.tokenizer, 4, 2).scored)
+
+    def arrays(stem, function, **given):
+        return records.Arrays(function(**given), stem)
+
+    run = SimpleNamespace(profile=get_profile("smoke"), measure=lambda stem, f, **given: f(**given), measure_arrays=arrays)
+    found = marginal_tables.c1_at_more(run, backbone, {"code": text}, 4, 1).set_index(["metric", "control"])
+    marginal = future_log_probs(backbone.model, four.tokens, 2, exact=True, attention_mask=four.mask, positions=four.scored)
+    right = marginal.at(four.scored).argmax(-1) == labels_of(four.tokens, four.scored, 2)
+    counted = stored.counted_everywhere(run, backbone, text)
+    counted = scoring.positions_of(four).merge(counted[counted.predictor == "unigram"], on=["corpus", "document", "position"])
+    by_hand = (right.numpy() - counted["top1"]).groupby(counted["document"]).mean().mean()
+    assert found.loc[("top1", "unigram"), "plain_effect"] == pytest.approx(by_hand, abs=1e-9)
+    assert (found["n_positions"] == int(four.scored.sum())).all()
