@@ -65,9 +65,8 @@ def decided(run, backbone: Backbone, test: dict, grid: list[arms.Arm]) -> Decide
     three best of the grid meet again at the first budget, an eighth of that, where it is more than the grid's."""
     best, first = sorted(grid, key=lambda arm: arm.loss(2)), first_budget(run)
     again = best[: 3 if first > run.profile.head_tokens else 1]
-    met = [arms.trained_arm(run, deciding_bench(run, backbone, test, arm.spec), *_alone(arm, first)) for arm in again]
-    arm = arms.best_at(2, met)
-    bench = deciding_bench(run, backbone, test, arm.spec)
+    bench = deciding_bench(run, backbone, test, *(arm.spec for arm in again))
+    arm = arms.best_at(2, [arms.trained_arm(run, bench, *_alone(arm, first)) for arm in again])
     return Decided(bench, arms.trained_out(run, bench, arm.spec, arm.training, run.profile.most_tokens))
 
 
@@ -84,9 +83,9 @@ def first_budget(run) -> int:
     return max(run.profile.most_tokens // 8, arms.STEP * CONTEXT)
 
 
-def deciding_bench(run, backbone: Backbone, test: dict, spec: HeadSpec) -> arms.Bench:
-    """The states that heads which decide read, on the profile's text_tokens, and the last layer's."""
-    return arms.bench_of(run, backbone, test, tokens=run.profile.text_tokens, layers=_read_by(backbone, spec))
+def deciding_bench(run, backbone: Backbone, test: dict, *specs: HeadSpec) -> arms.Bench:
+    """The states that heads of these kinds, of which one decides, read on the profile's text_tokens, and the last layer's."""
+    return arms.bench_of(run, backbone, test, tokens=run.profile.text_tokens, layers=_read_by(backbone, *specs))
 
 
 def _alone(arm: arms.Arm, tokens: int) -> tuple[HeadSpec, Training]:
@@ -122,9 +121,10 @@ def bench_for_labels(run, backbone: Backbone, test: dict, arm: arms.Arm) -> arms
     return arms.bench_of(run, backbone, test, layers=_read_by(backbone, arm.spec), horizon=2)
 
 
-def _read_by(backbone: Backbone, spec: HeadSpec) -> tuple[int, ...]:
-    """The layers that heads of that kind read, and the last one."""
-    return tuple(sorted({*arms.layers_of(backbone, replace(spec, offsets=(2,))), arms.depth_of(backbone)[-1]}))
+def _read_by(backbone: Backbone, *specs: HeadSpec) -> tuple[int, ...]:
+    """The layers that heads of these kinds read, and the last one."""
+    read = (arms.layers_of(backbone, replace(spec, offsets=(2,))) for spec in specs)
+    return tuple(sorted({arms.depth_of(backbone)[-1]}.union(*read)))
 
 
 def taught_by(run, bench: arms.Bench, arm: arms.Arm, asked: tuple[str, ...] = TRAIN_LABELS) -> dict[str, arms.Arm]:

@@ -1,5 +1,7 @@
 """C3b's contrast over two pre-training runs, on backbones that stand in for the twins."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.run import Run
 from mtp_utils.findings import arms, frozen_heads, gaps, twins
+from mtp_utils.heads.features import FrozenFeatures
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.text import blocks
 
@@ -39,3 +42,18 @@ def test_each_side_is_the_mean_of_its_pre_training_runs(run):
     heads = both[both.control == "heads on the MTP twin"].iloc[0]
     assert np.isclose(heads["effect"], np.mean(by_hand)) and by_hand[0] != by_hand[1]
     assert both["se_seeds"].min() > 0
+
+
+def test_kinds_that_meet_again_read_states_that_are_made_once(run, monkeypatch):
+    few = {"head_tokens": 512, "trial_tokens": 512, "text_tokens": 4096, "most_tokens": 8192}
+    run, ntp = Run("04_frozen_heads", replace(run.profile, **few)), load_backbone("ladder/w16", device="cpu")
+    test = {"prose": blocks.evaluation_blocks("prose", "test", ntp.tokenizer, n_documents=9, positions_per_document=1, horizon=4)}
+    specs = [HeadSpec("residual", read, offsets=(2,)) for read in ("last", "mix", "concat")]
+    grid = [arms.tuned_arm(run, arms.bench_of(run, ntp, test), spec) for spec in specs]
+    made, compute = [], FrozenFeatures._compute
+    monkeypatch.setattr(FrozenFeatures, "_compute", lambda self, dtype: made.append(len(self.tokens)) or compute(self, dtype))
+    found = frozen_heads.decided(run, ntp, test, grid)
+    assert made.count(4096 // blocks.CONTEXT) == 1
+    assert len(found.by_budget) > 1 and found.last.loss(2) <= found.by_budget[0].loss(2)
+    alone = frozen_heads.deciding_bench(run, ntp, test, found.last.spec)
+    assert alone.train.fingerprint == found.bench.train.fingerprint  # the same numbers, whoever reads beside
