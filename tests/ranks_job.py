@@ -4,6 +4,7 @@ Started by torchrun it runs in each of them, and the first one writes; where FSD
 test_ranks.py.
 """
 
+import os
 import sys
 
 import numpy as np
@@ -120,3 +121,6 @@ if __name__ == "__main__":
     measured = sharded_results(stop=True) if sharded.asked() else results()
     if ranks.first():
         save_file({n: np.ascontiguousarray(x, dtype=np.float64) for n, x in measured.items()}, sys.argv[1])
+    ranks.gather(None)
+    sys.stderr.flush()
+    os._exit(0)  # taken down by Python, threads of torch that shared parameters out were seen to abort a process that was done

@@ -138,7 +138,7 @@ def test_processes_that_ask_at_once_wait_for_the_one_that_fetches(model, monkeyp
 
 def test_a_dry_run_says_what_would_be_fetched_and_fetches_nothing(model, monkeypatch, capsys):
     model["parameters"] = 10**6
-    profile = dataclasses.replace(profiles.PROFILES["smoke"], backbones=("made-up",))
+    profile = dataclasses.replace(profiles.PROFILES["smoke"], backbones=("made-up",), joint=None)
     assert plan.look_over(profile, dry=True) == {}
     assert "made-up: 0.00 GB, 0.00 GB of them to be fetched" in capsys.readouterr().out
     assert plan.estimates(profile)["weights"] == 4 * 10**6 and not index.is_here("made-up")
