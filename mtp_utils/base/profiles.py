@@ -108,7 +108,7 @@ QWEN3 = tuple(f"Qwen/Qwen3-{s}-Base" for s in ("0.6B", "1.7B", "4B", "8B"))
 FEW = {"head_tokens": 4096, "joint_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
 FEW |= {"most_tokens": 4096, "text_tokens": 4096, "joint_trials": (2, 1, 1), "joint_seeds": (0,)}
 FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
-LEAST = {"n_documents": 6, "timeout_s": 300, "control_split": "heads", "joint": LADDER[0], "joint_larger": LADDER[1]}
+FEW |= {"n_documents": 6, "timeout_s": 300, "control_split": "heads", "joint": LADDER[0], "joint_larger": LADDER[1]}
 FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
 WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
@@ -129,7 +129,7 @@ REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,),
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", backbones=LADDER[:2], **LEAST, **FEW),
+        Profile("smoke", backbones=LADDER[:2], **FEW),
         Profile("default", **WHOLE, exploratory=False),
         Profile("overnight", **WHOLE),
         Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6, **REAL),

@@ -1,8 +1,5 @@
 """Heads against the marginal on the same positions: scores, and the long table of their gaps."""
 
-import dataclasses
-import hashlib
-
 import numpy as np
 import pandas as pd
 import torch
@@ -70,9 +67,7 @@ def eligible(blocks, backbone):
     if each == 1:
         return wide
     count = wide.scored.cumsum(1) - 1 - torch.arange(len(wide.scored))[:, None]  # another first one in each document
-    thin = wide.scored & (count % each == 0)
-    digest = hashlib.sha256(f"{wide.fingerprint}/{each}".encode()).hexdigest()
-    return dataclasses.replace(wide, scored=thin, fingerprint=digest)
+    return stored.scored_at(wide, count % each == 0, str(each))
 
 
 def on_data(run, bench: Bench, wide, states, arm: Arm) -> dict[int, np.ndarray]:

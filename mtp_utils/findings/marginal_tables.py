@@ -1,15 +1,12 @@
 """C1 and C2, as notebooks 01 and 02 ask them: truncation against the exact sum, the negative control, context, sizes."""
 
-import hashlib
 import math
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ..backbones.load import Backbone
-from ..base.records import Arrays
 from ..text import blocks as blocks_module
 from . import controls, measures, metrics, stored
 from .claims import LABELS, OFFSET
@@ -93,9 +90,8 @@ def c1_at_more(run, backbone: Backbone, test: dict, n: int, seed: int) -> pd.Dat
         stem, estimator = f"{stored.stem_of(backbone, part)}_{n}", stored.estimators_of(backbone)[OFFSET]
         given = {"backbone": backbone, "blocks": blocks, "estimators": {str(OFFSET): estimator}, "drawn": ()}
         found = run.measure_arrays(f"01_marginals_{stem}", measures.marginal_arrays, **given)
-        values = Arrays({name.removesuffix(f".{OFFSET}"): x for name, x in found.values.items()}, found.fingerprint)
         labels = Labels(measures.label_table(blocks, {}))
-        marginal = measures.marginal_table(values, labels, backbone.name, OFFSET, estimator)
+        marginal = measures.marginal_table(stored.at_offset(found, OFFSET), labels, backbone.name, OFFSET, estimator)
         keys = ["corpus", "document", "position"]
         counted = stored.counted_everywhere(run, backbone, part).merge(marginal[keys], on=keys)
         about = {"backbone": backbone.name, "offset": OFFSET, "label_source": LABELS}
@@ -108,9 +104,7 @@ def more_positions(blocks, tokenizer, n: int, seed: int):
     """The same windows with `n` of the eligible positions of each scored, drawn at random."""
     wide = blocks_module.everywhere(blocks, tokenizer)
     order = np.where(wide.scored.numpy(), np.random.default_rng(seed).random(wide.scored.shape), np.inf)
-    scored = wide.scored & torch.from_numpy(order.argsort(1).argsort(1) < n)
-    digest = hashlib.sha256(f"{wide.fingerprint}/{n}/{seed}".encode()).hexdigest()
-    return replace(wide, scored=scored, fingerprint=digest)
+    return stored.scored_at(wide, torch.from_numpy(order.argsort(1).argsort(1) < n), f"{n}/{seed}")
 
 
 def _few(run, backbone: Backbone, corpus: str, seed: int):

@@ -1,7 +1,11 @@
 """The marginal, labels and controls of one backbone on one corpus, measured once: what every notebook scores against."""
 
+import hashlib
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
+import torch
 
 from ..backbones.anatomy import rows_of
 from ..base import records
@@ -64,10 +68,21 @@ def marginals(run, backbone, blocks, offset: int = 1) -> records.Arrays:
 
 def marginal(run, backbone, blocks, offset: int) -> records.Arrays:
     """The marginal of one backbone on one corpus at one offset: the arrays of `marginal_arrays`, without the offset's number."""
-    found = marginals(run, backbone, blocks, offset)
+    return at_offset(marginals(run, backbone, blocks, offset), offset)
+
+
+def at_offset(found: records.Arrays, offset: int) -> records.Arrays:
+    """Of the arrays of `marginal_arrays` those of one offset, without its number."""
     ending = f".{offset}"
     values = {name.removesuffix(ending): x for name, x in found.values.items() if name.endswith(ending)}
     return records.Arrays(values, f"{found.fingerprint}{ending}")
+
+
+def scored_at(blocks, chosen: torch.Tensor, how: str):
+    """The blocks with only those of their scored positions scored that are `chosen` (documents, CONTEXT); how: said in the
+    fingerprint."""
+    digest = hashlib.sha256(f"{blocks.fingerprint}/{how}".encode()).hexdigest()
+    return replace(blocks, scored=blocks.scored & chosen, fingerprint=digest)
 
 
 def labels(run, backbone, blocks) -> Labels:
