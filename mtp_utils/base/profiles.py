@@ -32,8 +32,8 @@ class Profile:
 
     `n_documents` counts documents per corpus and `positions_per_document` the scored positions of each; `horizon` is the largest
     offset; `twins` were pre-trained otherwise than `twinned`, on the same tokens, and `second_runs` are all three from another
-    seed, where there are such; `joint` is the backbone that is trained together with heads, and `joint_larger` one on which that
-    is asked again, on most_tokens positions. `head_tokens` are the positions heads and probes are trained on, `trial_tokens`
+    seed, where there are such; `joint` is the backbone that is trained together with heads (if None the largest that can be), and
+    on `joint_smaller` that is asked again. `head_tokens` are the positions heads and probes are trained on, `trial_tokens`
     those of one trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over
     `text_tokens`, with the seeds `head_seeds`; joint training, and the frozen heads beside it, on `joint_tokens` at most and on
     halves of that, the least budget first with so many trials of rates each as `joint_trials` says, and the seeds `joint_seeds`.
@@ -52,13 +52,13 @@ class Profile:
     twins: tuple[str, ...] = ()
     second_runs: tuple[str, ...] = ()
     joint: str | None = None
-    joint_larger: str | None = None
+    joint_smaller: str | None = None
     n_documents: int = 200
     positions_per_document: int = 1
     horizon: int = 4
     head_tokens: int = 65_536
     joint_tokens: int = 524_288
-    joint_trials: tuple[int, ...] = (5, 3, 2)
+    joint_trials: tuple[int, ...] = (3, 2, 2)
     joint_seeds: tuple[int, ...] = (0, 1, 2)
     most_tokens: int = 2_097_152
     text_tokens: int = 524_288
@@ -108,19 +108,20 @@ QWEN3 = tuple(f"Qwen/Qwen3-{s}-Base" for s in ("0.6B", "1.7B", "4B", "8B"))
 FEW = {"head_tokens": 4096, "joint_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
 FEW |= {"most_tokens": 4096, "text_tokens": 4096, "joint_trials": (2, 1, 1), "joint_seeds": (0,)}
 FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
-FEW |= {"n_documents": 6, "timeout_s": 300, "control_split": "heads", "joint": LADDER[0], "joint_larger": LADDER[1]}
+FEW |= {"n_documents": 6, "timeout_s": 300, "control_split": "heads", "joint_smaller": LADDER[0]}
 FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
 WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
-WHOLE |= {"joint": LADDER[2], "joint_larger": LADDER[-1], "decoded_documents": 100}
+WHOLE |= {"joint_smaller": LADDER[2], "decoded_documents": 100}
 REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
 REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
 # of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,
 # and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads that decide see up to two
 # million positions in four epochs over half a million tokens: steps were what was missing, not text, and 4.2 million would take
-# the notebook past its share of the 45 minutes. Joint training on the third rung, which sees the more tokens a parameter:
-# a position costs it about five times what a frozen head costs. What no verdict needs is overnight's alone.
+# the notebook past its share of the 45 minutes. Joint training sees half a million, each once: a position costs it about four
+# times what a frozen head costs, and heads on the last rung have passed counting by then, which those on smaller ones have not.
+# One seed of it here, three overnight, which also has what no verdict needs.
 # The real model's heads: a position costs a 49k-way softmax (about 1,500 positions a second on two cores), so the deciding kind
 # sees 262,144 of them with each of three seeds, and states are made in bfloat16 autocast (the next token's loss moves by .0002).
 # Joint training of it takes half a billion multiply-adds a position, and every trained copy a pass over all test text: three
@@ -130,7 +131,7 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", backbones=LADDER[:2], **FEW),
-        Profile("default", **WHOLE, exploratory=False),
+        Profile("default", **WHOLE, exploratory=False, joint_seeds=(0,)),
         Profile("overnight", **WHOLE),
         Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6, **REAL),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),
@@ -173,6 +174,6 @@ def with_own(profile: Profile, backbones: dict[str, str], text: str | None) -> P
     name = f"{profile.name}+{slug}-{hashlib.sha256(json.dumps([backbones, text]).encode()).hexdigest()[:6]}"
     found = replace(profile, name=name, corpora=(TEXT,) if text else profile.corpora)
     if backbones:
-        none = dict.fromkeys(("extra_seeds", "twins", "second_runs"), ()) | dict.fromkeys(("twinned", "joint", "joint_larger"))
+        none = dict.fromkeys(("extra_seeds", "twins", "second_runs"), ()) | dict.fromkeys(("twinned", "joint", "joint_smaller"))
         found = replace(found, backbones=tuple(backbones), **none)
     return found

@@ -25,9 +25,8 @@ FACTOR = 3.0  # between neighbouring rates, before it is halved (on a logarithmi
 
 @dataclass(frozen=True)
 class Trained:
-    """Heads (kind: `frozen` or `joint`, after how they were trained), on what, and what gives the backbone that they read: the
-    base model, or a trained copy, which is read when it is asked for, so that many of them are not held at once. Without heads
-    (arm.spec is None): a backbone trained for the next token alone."""
+    """Heads (kind: `frozen` or `joint`), on what, and what gives the backbone that they read: the base model, or a trained copy,
+    made when it is asked for. Without heads (arm.spec is None): a backbone trained for the next token alone."""
 
     kind: str
     arm: arms.Arm
@@ -108,8 +107,7 @@ class Study:
         return settled(train, like.rates if like else (self.rate, MULTIPLE), trials)
 
     def next_token_alone(self, tokens: int, trials: int, like: Trained) -> Trained:
-        """The base model fine-tuned on the next token alone, at the best on validation of so many rates; like: heads and backbone
-        trained together, at whose backbone's rate the search begins."""
+        """The base model fine-tuned on the next token alone, the best of so many rates; like: whose backbone's comes first."""
 
         def train(rate: float) -> Trained:
             return joint_arm(self.run, self.bench, None, self._how(Joint, rate, tokens, backbone_rate=1.0))
@@ -130,6 +128,15 @@ class Study:
         if found.kind == "joint":
             return [joint_arm(self.run, found.bench, found.arm.spec, how) for how in each]
         return [replace(found, arm=arms.trained_arm(self.run, found.bench, found.arm.spec, how)) for how in each]
+
+    def at(self, tokens: int) -> dict[str, list[Trained]]:
+        """Joint heads at one budget, frozen ones on as many tokens, and in as many operations: rates settled at the smallest
+        budget and once more at this one, one seed."""
+        first, *_, last = self.run.profile.joint_trials
+        frozen, joint = (train(self.budgets["1x"], first) for train in (self.frozen, self.joint))
+        frozen, joint = self.frozen(tokens, last, frozen), self.joint(tokens, last, joint)
+        equal = self.frozen(self.for_as_many_operations(joint), last, frozen)
+        return {"joint": [joint], "frozen": [frozen], "frozen, as many operations": [equal]}
 
     def for_as_many_operations(self, of: Trained) -> int:
         """Positions on which frozen heads take as many operations."""

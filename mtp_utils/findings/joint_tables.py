@@ -60,6 +60,15 @@ def share_table(ways: dict[str, list[Trained]], scores: pd.DataFrame, plain: lis
     return pd.concat(found, ignore_index=True).assign(offset=2, metric="share")
 
 
+def contrasts(everywhere: pd.DataFrame, scores: pd.DataFrame, joint: str, tokens: str, operations: str) -> dict:
+    """claim -> what it is judged by, by corpus: the way `joint` against frozen heads that saw as many tokens, and against those
+    that took as many operations, everywhere; and against the base model's marginal where that is known. Both of
+    Study.measured."""
+    heads = {way: part for way, part in everywhere.groupby("arm", sort=False)}
+    found = {c: head_claims.ahead_effects(heads[joint], heads[way]) for c, way in (("C4a", tokens), ("C4b", operations))}
+    return found | {"C4c": head_claims.c3a_effects(on_data(scores)[joint])}
+
+
 def counting_shares(counted: pd.DataFrame, frozen: pd.DataFrame) -> pd.DataFrame:
     """Share of the frozen heads' gap at offset 2 that counting closes, by corpus and control (`name`). counted: of gaps.counted;
     frozen: scores of one way, which counting is held against."""

@@ -16,6 +16,7 @@ from .scoring import Labels
 
 KS = (1, 4, 16, 64, 256)
 SAMPLED = ({"samples": 64}, {"samples": 256}, {"top_k": 64, "samples": 64}, {"top_k": 128, "samples": 128})
+POSITIONS = 4  # of a document, at which C1 is judged where the marginal is an exact sum
 FEWEST_PACKAGES = 5  # of which errors by package are said
 CONTEXTS = {"32 to 64": 63, "65 to 128": 127, "over 128": blocks_module.CONTEXT}  # tokens of context: the last position in each
 
@@ -81,9 +82,9 @@ def negative_control(run, backbone: Backbone, test: dict, seed: int) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def c1_at_more(run, backbone: Backbone, test: dict, n: int, seed: int) -> pd.DataFrame:
+def c1_at_more(run, backbone: Backbone, test: dict, seed: int, n: int = POSITIONS) -> pd.DataFrame:
     """C1's comparisons at offset 2 (c1_effects), with `n` positions of each document's window scored, drawn anew from the
-    eligible ones (all, where there are fewer), in place of the one that decides."""
+    eligible ones (all, where there are fewer)."""
     frames, known = [], []
     for part in test.values():
         blocks, variates = more_positions(part, backbone.tokenizer, n, seed), stored.variates_of(run, backbone, part)

@@ -3,10 +3,13 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from mtp_utils.findings.joint_heads import Study, settled
+from mtp_utils.findings.joint_tables import contrasts
 from mtp_utils.heads.training import Training
 
 
@@ -52,3 +55,39 @@ def test_less_text_is_read_in_the_more_epochs():
     study = Study(None, {}, bench(8192), None, 1e-3)
     found = [study.over(text)._how(Training, 1e-3, 8192) for text in (8192, 2048, 1024)]
     assert [how.epochs for how in found] == [1, 4, 8] and {(how.tokens, how.blocks) for how in found} == {(8192, 4)}
+
+
+def test_the_three_contrasts_are_each_of_the_ways_that_they_name():
+    def scored(way: str, shift: float) -> pd.DataFrame:
+        rows = [(c, f"{c}/{d}", 0, 2, seed) for c in ("code", "prose") for d in range(5) for seed in range(2)]
+        table = pd.DataFrame(rows, columns=["corpus", "document", "position", "offset", "seed"])
+        noise = np.random.default_rng(len(way)).normal(0, 0.001, len(table))
+        return table.assign(arm=way, label_source="data", log_prob=-shift + noise, excess_ce=shift - 2 + noise)
+
+    frame = pd.concat([scored(way, shift) for way, shift in (("joint", 4.0), ("as many", 4.5), ("as dear", 3.8), ("other", 9.0))])
+    found = contrasts(frame, frame, "joint", "as many", "as dear")
+    for claim, effect in (("C4a", 0.5), ("C4b", -0.2), ("C4c", 2.0)):
+        assert found[claim]["corpus"].tolist() == ["code", "prose"]
+        assert np.allclose(found[claim]["effect"], effect, atol=0.01)
+
+
+def test_one_budget_is_settled_at_the_smallest_first_and_operations_are_the_joint_runs(monkeypatch):
+    asked = []
+
+    def train(kind):
+        def training(study, tokens, trials, like=None):
+            asked.append((kind, tokens, trials, like and like.tokens))
+            return SimpleNamespace(kind=kind, tokens=tokens)
+
+        return training
+
+    for kind in ("frozen", "joint"):
+        monkeypatch.setattr(Study, kind, train(kind))
+    monkeypatch.setattr(Study, "for_as_many_operations", lambda study, of: 4 * of.tokens if of.kind == "joint" else None)
+    run = SimpleNamespace(profile=SimpleNamespace(joint_trials=(3, 2, 2), joint_tokens=4096))
+    ways = Study(run, {}, None, None, 1e-3).at(8192)
+    assert {way: (one.kind, one.tokens) for way, (one,) in ways.items()} == {
+        "joint": ("joint", 8192), "frozen": ("frozen", 8192), "frozen, as many operations": ("frozen", 32768)
+    }  # fmt: skip
+    assert asked[:2] == [("frozen", 1024, 3, None), ("joint", 1024, 3, None)]
+    assert asked[2:] == [("frozen", 8192, 2, 1024), ("joint", 8192, 2, 1024), ("frozen", 32768, 2, 8192)]

@@ -365,7 +365,7 @@ def test_more_positions_are_eligible_ones_of_the_same_windows_and_are_scored_as_
         return records.Arrays(function(**given), stem)
 
     run = SimpleNamespace(profile=get_profile("smoke"), measure=lambda stem, f, **given: f(**given), measure_arrays=arrays)
-    found = marginal_tables.c1_at_more(run, backbone, {"code": text}, 4, 1).set_index(["metric", "control"])
+    found = marginal_tables.c1_at_more(run, backbone, {"code": text}, 1).set_index(["metric", "control"])
     marginal = future_log_probs(backbone.model, four.tokens, 2, exact=True, attention_mask=four.mask, positions=four.scored)
     right = marginal.at(four.scored).argmax(-1) == labels_of(four.tokens, four.scored, 2)
     counted = stored.counted_everywhere(run, backbone, text)
