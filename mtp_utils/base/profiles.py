@@ -58,7 +58,7 @@ class Profile:
     horizon: int = 4
     head_tokens: int = 65_536
     joint_tokens: int = 524_288
-    joint_trials: tuple[int, ...] = (3, 2, 2)
+    joint_trials: tuple[int, ...] = (5, 2, 2)
     joint_seeds: tuple[int, ...] = (0, 1, 2)
     most_tokens: int = 2_097_152
     text_tokens: int = 524_288

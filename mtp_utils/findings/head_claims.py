@@ -1,7 +1,7 @@
 """C3: heads on a frozen backbone fall short of the marginal (a), because the layers specialise for the next token (b).
 C4: training heads and backbone together helps at equal tokens (a) and at equal operations (b); a gap to the marginal remains (c).
 
-The contrasts stand in claims.py. Reads the frames of gaps.scored only.
+The contrasts stand in claims.py, what was changed in them in changes.py. Reads the frames of gaps.scored only.
 """
 
 import numpy as np
