@@ -115,13 +115,13 @@ WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins":
 WHOLE |= {"joint_smaller": LADDER[2], "decoded_documents": 100}
 REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
 REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
-# The default profile holds what the verdicts need: 200 documents per corpus, one position of each: the document is the unit
-# of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2, where the verdicts are,
-# and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads that decide see up to two
-# million positions in four epochs over half a million tokens: steps were what was missing, not text, and 4.2 million would take
-# the notebook past its share of the 45 minutes. Joint training sees half a million, each once: a position costs it about four
-# times what a frozen head costs, and heads on the last rung have passed counting by then, which those on smaller ones have not.
-# One seed of it here, three overnight, which also has what no verdict needs.
+# The default profile holds what the verdicts need: 200 documents per corpus, one position of each (C1: four, on the last rung):
+# the document is the unit of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2,
+# where the verdicts are, and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads
+# that decide see up to two million positions in four epochs over half a million tokens: steps were what was missing, not text,
+# and 4.2 million would take the notebook past its share of the 45 minutes. Joint training sees half a million, each once, in as
+# many operations as frozen heads take on four times as many. One seed of it here, three overnight, which also has what no
+# verdict needs.
 # The real model's heads: a position costs a 49k-way softmax (about 1,500 positions a second on two cores), so the deciding kind
 # sees 262,144 of them with each of three seeds, and states are made in bfloat16 autocast (the next token's loss moves by .0002).
 # Joint training of it takes half a billion multiply-adds a position, and every trained copy a pass over all test text: three

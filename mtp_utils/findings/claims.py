@@ -76,21 +76,21 @@ CONTRASTS = {
     ),
     "C4a": Contrast(
         "cross-entropy of frozen heads minus that of heads trained together with their backbone, on as many positions, on the "
-        "last rung",
+        "last rung or the one that the profile names",
         "cross-entropy [nats]",
-        f"the same sign in every training seed; both rates of joint training and the frozen heads' settled at that budget, in as "
-        f"many trials; {COUNTING}",
+        f"the same sign in every training seed; rates settled at the smallest budget and tried again at each larger one, as "
+        f"often on either side; {COUNTING}",
         "2026-11-26",
     ),
     "C4b": Contrast(
         "cross-entropy of frozen heads minus that of heads trained together with their backbone, in as many operations: multiply-"
-        "adds of forward and backward passes, those that make the frozen heads' states among them, on the last rung",
+        "adds of forward and backward passes, those that make the frozen heads' states among them, on the rung of C4a",
         "cross-entropy [nats]",
         f"as C4a; {COUNTING}",
         "2026-11-26",
     ),
     "C4c": Contrast(
-        "cross-entropy of heads trained together with their backbone minus that of the base model's marginal, on the last rung",
+        "cross-entropy of heads trained together with their backbone minus that of the base model's marginal, on the rung of C4a",
         "cross-entropy [nats]",
         f"the same sign in every training seed; the gap remains *at this budget* unless the last doubling of it closed less than "
         f"{DOUBLING:.0%} of it; {COUNTING}",

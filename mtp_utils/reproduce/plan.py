@@ -14,6 +14,7 @@ from ..base import fetch, paths, ranks
 from ..base.locks import Stop
 from ..base.profiles import Profile, own_of
 from ..base.runtime import choose_device, choose_dtype, environment
+from ..findings.marginal_tables import POSITIONS
 from ..findings.stored import BEYOND, LARGEST_EXACT
 from ..text import blocks, hub, own
 from ..text.tokens import controls_in, digest_of, fronts_of
@@ -101,6 +102,8 @@ def estimates(profile: Profile) -> dict[str, float]:
         paths_of_one = (vocabulary if vocabulary <= LARGEST_EXACT else beyond) + last * beyond * (profile.horizon - 2)
         windows = profile.n_documents * len(profile.corpora)
         tokens = windows * (blocks.CONTEXT + profile.positions_per_document * paths_of_one)
+        if name == profile.backbones[-1] and vocabulary <= LARGEST_EXACT:
+            tokens += windows * POSITIONS * vocabulary
         work += 2 * parameters[name] * (tokens + last * profile.text_tokens)
     joint = parameters[profile.joint or profile.backbones[-1]]
     arms = 2 * sum(n / 2**i for i, n in enumerate(reversed(profile.joint_trials))) + len(profile.joint_seeds)

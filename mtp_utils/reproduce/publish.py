@@ -24,6 +24,7 @@ RTOL, ATOL = 0.02, 0.01
 TRAINED, RTOL_TRAINED, ATOL_TRAINED = ("03", "04", "05", "06", "07"), 0.05, 0.07
 COUNTED = "06"  # how many passes there were depends on what was decoded
 TIMED = "06_speed"  # ratios of seconds: only its text is compared
+JUDGED = "07_scorecard"  # its sentences have the numbers in them, which are compared as numbers
 
 
 def publish() -> int:
@@ -78,11 +79,12 @@ def check() -> int:
         here = paths.figures(overview.RUNS[name][1])
         found = _altered(folder)
         figures = _manifest(folder)["figures"]
-        stems = [stem for stem in figures if (here / f"{stem}.csv").is_file()]
+        stems, part = [stem for stem in figures if (here / f"{stem}.csv").is_file()], bool(_left_out(overview.RUNS[name][1]))
         for stem in stems:
-            found += [(f"{stem}.csv", column, what) for column, what in _compare_stem(stem, folder, here)]
+            found += [(f"{stem}.csv", column, what) for column, what in _compare_stem(stem, folder, here, part=part)]
         problems += [((folder / file).relative_to(paths.FIGURES).as_posix(), *rest) for file, *rest in found]
-        counts.append(f"{name}: {len(figures)} figures, {len(stems)} tables compared with {here}")
+        rows = " (the rows that both have: this run left out what no verdict needs)" if part else ""
+        counts.append(f"{name}: {len(figures)} figures, {len(stems)} tables compared with {here}{rows}")
     readme = (paths.ROOT / "README.md").read_text("utf-8")
     if not any(name.endswith("scorecard.md") for name, *_ in problems):
         if _with_findings(readme, overview.findings(paths.FIGURES)) != readme:
@@ -118,7 +120,19 @@ def compare(published: pd.DataFrame, here: pd.DataFrame, rtol: float = RTOL, ato
     return found
 
 
-def _compare_stem(stem: str, *folders: Path) -> list[tuple[str, str]]:
+def _in_both(published: pd.DataFrame, here: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows that two tables both have, by all columns but the measured ones: text, and whole numbers (a mean over more
+    trainings counts more positions, and is another row). As they are where their columns differ."""
+    if list(published.columns) != list(here.columns):
+        return [published, here]
+    by = [c for c in published if not pd.api.types.is_float_dtype(published[c])]
+    tables, keys = (published, here), [pd.MultiIndex.from_frame(table[by].astype(str)) for table in (published, here)]
+    both = keys[0].intersection(keys[1])
+    return [table[key.isin(both)].reset_index(drop=True) for table, key in zip(tables, keys, strict=True)]
+
+
+def _compare_stem(stem: str, *folders: Path, part: bool = False) -> list[tuple[str, str]]:
+    """part: the second folder's run left out what no verdict needs, so that rows which it lacks are no difference."""
     tables = [read_table(folder / f"{stem}.csv") for folder in folders]
     if any(table is None for table in tables):
         return [("file", "is not the one its JSON describes")]
@@ -126,7 +140,16 @@ def _compare_stem(stem: str, *folders: Path) -> list[tuple[str, str]]:
         tables = [table.astype({c: float for c in table if c.startswith("n_")}) for table in tables]
     if stem == TIMED:
         tables = [table.select_dtypes(exclude="number") for table in tables]
+    if stem == JUDGED:
+        tables = [table.drop(columns=["contrast", "text"]) for table in tables]
+    tables = _in_both(*tables) if part else tables
     return compare(*tables, *((RTOL_TRAINED, ATOL_TRAINED) if stem.startswith(TRAINED) else (RTOL, ATOL)))
+
+
+def _left_out(profile: str) -> list[str]:
+    """The notebooks of a run that left out what no verdict needs."""
+    entries = {p.stem: read_json(paths.notebooks(profile) / f"{p.stem}.finished.json") for p in paths.all_notebooks()}
+    return [name for name, entry in entries.items() if any(EXPLORATORY in line for line in entry.get("skipped", ()))]
 
 
 def _ready(profile: str) -> dict:
@@ -135,9 +158,7 @@ def _ready(profile: str) -> dict:
     asked = [name for name in missing if profile == "default" or name[:2] in FIRST]
     if asked or not (source / "manifest.json").is_file():
         raise Stop(f"the {profile} run is not complete, run ./reproduce.sh first: {', '.join(asked) or 'no notebooks'}")
-    entries = {p.stem: read_json(paths.notebooks(profile) / f"{p.stem}.finished.json") for p in paths.all_notebooks()}
-    part = [name for name, entry in entries.items() if any(EXPLORATORY in line for line in entry.get("skipped", ()))]
-    if part:
+    if part := _left_out(profile):
         raise Stop(f"the {profile} run lacks what no verdict needs, run ./reproduce.sh overnight first: {', '.join(part)}")
     if altered := _altered(source):
         raise Stop(f"{altered[0][0]} of the {profile} run {altered[0][2]}; run ./reproduce.sh again")

@@ -32,9 +32,9 @@ HELD = {  # sha256 of what decides a claim -> how many dated changes stand besid
     "C2 (data)": ("b58eb10db56e08d5", 1),
     "C3a": ("a205b24239eeda4c", 3),
     "C3b": ("38ba25257e800f50", 4),
-    "C4a": ("74990c4bfd40eec0", 4),
-    "C4b": ("04aa3fc168c0e243", 4),
-    "C4c": ("177b54c015c8900b", 4),
+    "C4a": ("9fc43b94341965f2", 4),
+    "C4b": ("7d37def7ed4400ce", 4),
+    "C4c": ("286114a9dc8b61b6", 4),
 }
 
 

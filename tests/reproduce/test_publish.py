@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from toy_run import ROOT, write_notebook
 
 from mtp_utils.base import artifacts, paths
+from mtp_utils.base.files import write_json
 from mtp_utils.base.locks import Stop
 from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.records import read_table, write_table
-from mtp_utils.base.run import Run
+from mtp_utils.base.run import EXPLORATORY, Run
 from mtp_utils.reproduce import overview, publish
 
 ALT = "A black line that rises from zero to two as the offset grows from one to three."
@@ -284,6 +285,29 @@ def test_check_compares_the_default_run_within_tolerances(change, code, capsys):
     write_table(paths.figures("default") / "01_line.csv", TABLE.assign(**change), record)
     assert publish.check() == code
     assert ("01_line.csv" in capsys.readouterr().out) == bool(code)
+
+
+@pytest.mark.parametrize(("rows", "change", "code"), [([0, 2], {}, 0), ([0, 2], {"accuracy": 0.9}, 1), ([2, 0], {}, 1)])
+def test_of_a_run_that_left_something_out_the_rows_that_it_has_are_compared(rows, change, code, capsys):
+    whole_run()
+    publish.publish()
+    record = json.loads((paths.figures("default") / "01_line.json").read_text())
+    write_table(paths.figures("default") / "01_line.csv", TABLE.iloc[rows].assign(**change).reset_index(drop=True), record)
+    assert publish.check() == 1  # a whole run has all rows
+    entry = paths.notebooks("default") / "01_toy.finished.json"
+    write_json(entry, json.loads(entry.read_text()) | {"skipped": [f"another arm: {EXPLORATORY}"]})
+    assert publish.check() == code
+    assert "rows that both have" in capsys.readouterr().out
+
+
+def test_of_the_scorecard_the_numbers_are_compared_and_not_the_sentences_that_hold_them():
+    said = dict.fromkeys(("contrast", "text"), ["0.501 nats"])
+    table = pd.DataFrame({"claim": ["C1"], "effect": [0.501], "verdict": ["partly"], **said})
+    folders = paths.FIGURES, paths.figures("default")
+    for change, differs in (({"effect": [0.502], "text": ["0.502"]}, False), ({"verdict": ["reproduced"]}, True)):
+        for folder, found in zip(folders, (table, table.assign(**change)), strict=True):
+            write_table(folder / f"{publish.JUDGED}.csv", found)
+        assert bool(publish._compare_stem(publish.JUDGED, *folders)) == differs
 
 
 def test_check_without_anything_published_says_so():
