@@ -49,11 +49,11 @@ C4_HISTORY = (  # of the one claim C4, which C4a, C4b and C4c were
 LAST_RUNG = (
     "2026-11-29",
     "judged on the last rung (where the profile names no other), as C1 and C3a are; until then on the third (w64), whose heads "
-    "are not ahead of counting at as many positions: inconclusive by rule (translation / code / prose: joint ahead of frozen by "
-    "0.146 / 0.053 / 0.053 nats at equal tokens, behind by 0.180 / 0.044 / 0.050 at equal operations; 0.600 / 0.691 / 0.355 "
-    "behind the marginal). Trials of rates by budget are 5, 2 and 2, were 5, 3 and 2; training seeds one in the default profile, three "
-    "overnight, were three in both. Seen before on w256, one seed, 2,097,152 positions: ahead by 0.300 / 0.074 / 0.048, by 0.386 "
-    "/ 0.197 / 0.166 at equal operations (text read 21 times by frozen heads), 0.626 / 1.197 / 0.605 behind",
+    "are not ahead of counting at as many positions: inconclusive by rule (translation / code / prose: joint ahead of frozen "
+    "by 0.146 / 0.053 / 0.053 nats at equal tokens, behind by 0.180 / 0.044 / 0.050 at equal operations; 0.600 / 0.691 / 0.355 "
+    "behind the marginal). Trials of rates by budget are 5, 2 and 2, were 5, 3 and 2; training seeds one in the default "
+    "profile, three overnight, were three in both. Seen before on w256, one seed, 2,097,152 positions: ahead by 0.300 / 0.074 "
+    "/ 0.048, by 0.386 / 0.197 / 0.166 at equal operations (text read 21 times by frozen heads), 0.626 / 1.197 / 0.605 behind",
 )
 CHANGES = {
     "C1": (
