@@ -70,7 +70,7 @@ class Profile:
     new_tokens: int = 16
     decoded_documents: int = 200
     timed_prompts: int = 6
-    timeout_s: int = 1800
+    timeout_s: int = 3600
     control_split: str = "pretrain"
     needs_hub: bool = False
     people: bool = False
