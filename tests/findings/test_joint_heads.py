@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from mtp_utils.findings import joint_heads
 from mtp_utils.findings.joint_heads import Study, settled
 from mtp_utils.findings.joint_tables import contrasts
 from mtp_utils.heads.training import Training
@@ -55,6 +56,15 @@ def test_less_text_is_read_in_the_more_epochs():
     study = Study(None, {}, bench(8192), None, 1e-3)
     found = [study.over(text)._how(Training, 1e-3, 8192) for text in (8192, 2048, 1024)]
     assert [how.epochs for how in found] == [1, 4, 8] and {(how.tokens, how.blocks) for how in found} == {(8192, 4)}
+
+
+@pytest.mark.parametrize(("enough", "tokens"), [(3072, 3072), (8192, 8192), (4.1 * 8192, 4 * 8192), (3.6 * 8192, 4 * 8192)])
+def test_frozen_heads_in_as_many_operations_read_all_of_the_text_equally_often(enough, tokens, monkeypatch):
+    monkeypatch.setattr(joint_heads, "as_many_tokens", lambda *given: int(enough))
+    study = Study(None, {}, SimpleNamespace(train=SimpleNamespace(tokens=torch.zeros(32, 256)), backbone=None), None, 1e-3)
+    assert study.for_as_many_operations(SimpleNamespace(operations=1.0)) == tokens
+    epochs = study._how(Training, 1e-3, tokens).epochs
+    assert tokens % epochs == 0 and (epochs == 1 or tokens // epochs == 8192)
 
 
 def test_the_three_contrasts_are_each_of_the_ways_that_they_name():
