@@ -139,7 +139,7 @@ class Study:
         return {"joint": [joint], "frozen": [frozen], "frozen, as many operations": [equal]}
 
     def for_as_many_operations(self, of: Trained) -> int:
-        """Positions on which frozen heads take as many operations: above one epoch whole ones, so that all of the text is read."""
+        """Positions on which frozen heads take as many operations: above one epoch whole ones, so that all text is read."""
         text, how = self.bench.train.tokens.numel(), self._how(Training, self.rate, 1)
         n = as_many_tokens(self.base, self.spec, how, CONTEXT, text, of.operations)
         return n if n <= text else round(n / text) * text
