@@ -32,7 +32,7 @@ WORDS = """\
 the one between summed out. *Top-1*: the share that its likeliest token is right; *nats*: log-loss, less is better. *Skip-bigram*,
 *skip-trigram*: counting what comes two behind the current token, or behind the last two. **Reproduced**: in every corpus and
 seed, the interval beyond what it has to exceed; **partly**: in some corpora; **not reproduced**: on the other side in all;
-**inconclusive**: none of these, or heads that are not ahead of counting.
+**contradicted**: so in some; **inconclusive**: none of these, or heads that are not ahead of counting.
 """
 
 
