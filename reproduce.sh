@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs the notebooks and draws every figure:
 #
-#   ./reproduce.sh [smoke|default|overnight|pretrained|hub|hub-large|hub-qwen3] [--only 01 ...] [--backbone DIR_OR_NAME ...]
-#                  [--text FILE] [--dry-run] [--force] [--list]     no word: default
+#   ./reproduce.sh [smoke|default|overnight|pretrained|pretrained-overnight|hub|hub-large|hub-qwen3]
+#                  [--only 01 ...] [--backbone DIR_OR_NAME ...] [--text FILE] [--dry-run] [--force] [--list]     no word: default
 #   ./reproduce.sh test       ruff, the unit tests, the notebooks under nbval, and the smoke profile off line
 #   ./reproduce.sh book       the executed notebooks of every run here as pages to read, build/<profile>/book/index.html
 #   ./reproduce.sh check      are the published figures and pages the ones of their manifest, and of the default run here?

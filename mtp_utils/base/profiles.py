@@ -38,10 +38,12 @@ class Profile:
     `text_tokens`, with the seeds `head_seeds`; joint training, and the frozen heads beside it, on `joint_tokens` at most and on
     halves of that, the least budget first with so many trials of rates each as `joint_trials` says, and the seeds `joint_seeds`.
     `bf16_states`: the states that heads read are made under bfloat16 autocast where that is fast. `grid` are the kinds of heads
-    (trunk, features, unembedding) and `grid_offsets` their offsets, the best kind has all; decoding writes `new_tokens` after
+    (trunk, features, unembedding) and `grid_offsets` their offsets, the best kind has all; `probe_offsets` are those that layers
+    are read at by trained probes; decoding writes `new_tokens` after
     each prompt, of `decoded_documents` a corpus, and the clock is held to `timed_prompts` of a corpus; `timeout_s` limits one
     notebook cell, in seconds; `control_split` is what the counting controls count; `people`: translations by people are among the
-    texts, fetched as data; `exploratory`: arms that no verdict needs are measured too.
+    texts, fetched as data; `exploratory`: arms that no verdict needs are measured too, and without them of other ways of joint
+    training `lora` alone; `adds_to`: the profile whose results these are put beside.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Profile:
     trial_tokens: int = 16_384
     grid: tuple[tuple[str, str, str], ...] = FEW_KINDS
     grid_offsets: tuple[int, ...] = (2,)
+    probe_offsets: tuple[int, ...] = (1, 2, 3, 4)
     new_tokens: int = 16
     decoded_documents: int = 200
     timed_prompts: int = 6
@@ -75,11 +78,14 @@ class Profile:
     needs_hub: bool = False
     people: bool = False
     exploratory: bool = True
+    lora: bool = False
+    adds_to: str = ""
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its results: overnight's is default's, to which it adds."""
-        return self.name.replace("overnight", "default", 1)
+        """Name of the folder of its results: that of the profile to which it adds, with the user's own in the name as in its."""
+        base, *own = self.name.split("+", 1)
+        return "+".join([self.adds_to or base, *own])
 
     @property
     def last_rungs(self) -> tuple[str, ...]:
@@ -113,7 +119,8 @@ FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
 WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
 WHOLE |= {"joint_smaller": LADDER[2], "decoded_documents": 100}
-REAL = {"grid": REAL_KINDS, "trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
+REAL = {"backbones": ("smollm2-135m",), "corpora": PEOPLE_CORPORA, "people": True, "timeout_s": 10**6, "grid": REAL_KINDS}
+REAL |= {"trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True, "probe_offsets": (1, 2)}
 REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each (C1: four, on the last rung):
 # the document is the unit of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2,
@@ -132,8 +139,9 @@ PROFILES = {
     for p in (
         Profile("smoke", backbones=LADDER[:2], **FEW),
         Profile("default", **WHOLE, exploratory=False, joint_seeds=(0,)),
-        Profile("overnight", **WHOLE),
-        Profile("pretrained", backbones=("smollm2-135m",), corpora=PEOPLE_CORPORA, people=True, timeout_s=10**6, **REAL),
+        Profile("overnight", **WHOLE, adds_to="default"),
+        Profile("pretrained", **REAL, exploratory=False, lora=True),
+        Profile("pretrained-overnight", **REAL, adds_to="pretrained"),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),
         Profile("hub-large", backbones=PYTHIA[5:], joint=PYTHIA[5], **FULL),
         Profile("hub-qwen3", backbones=QWEN3, joint=QWEN3[0], **FULL),

@@ -13,10 +13,10 @@ from typing import NoReturn
 import pandas as pd
 
 from . import artifacts, files, paths, ranks, records
-from .profiles import Profile
+from .profiles import PROFILES, Profile
 from .refusals import CannotDo
 
-EXPLORATORY = "no verdict needs it: ./reproduce.sh overnight adds it"
+EXPLORATORY = "no verdict needs it"  # what is left out for that is called so, in the reason
 SHORTEST_ALT = 40  # characters; less than that describes no figure
 
 
@@ -88,7 +88,9 @@ class Run:
     def explores(self, what: str) -> bool:
         """Whether the profile measures what no verdict needs; where it does not, `what` is skipped."""
         if not self.profile.exploratory:
-            self.skip(what, EXPLORATORY)
+            base = self.profile.name.split("+")[0]
+            (more,) = (name for name, p in PROFILES.items() if p.adds_to == base)
+            self.skip(what, f"{EXPLORATORY}: ./reproduce.sh {more} adds it")
         return self.profile.exploratory
 
     @contextlib.contextmanager

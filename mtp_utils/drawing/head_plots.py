@@ -33,7 +33,8 @@ def by_layer(summary: pd.DataFrame, metric: str, title: str, controls: pd.DataFr
         here = summary[(summary.corpus == corpus) & (summary.metric == metric)]
         for offset, name in OFFSETS.items():
             rows = here[(here.offset == offset) & (here.readout == "probe")].sort_values("layer")
-            line(ax, rows["layer"] + 0.05 * (offset - 2), rows, name)
+            if len(rows):
+                line(ax, rows["layer"] + 0.05 * (offset - 2), rows, name)
             lens = here[(here.offset == offset) & (here.readout == "lens")].sort_values("layer")
             if offset <= 2:
                 ax.plot(lens["layer"], lens["value"], color=STYLE[name][0], linestyle=(0, (1, 2)), linewidth=1.2)

@@ -201,10 +201,10 @@ def shares(table: pd.DataFrame, way: str, backbone: str) -> str:
     return f"{said}\n{backbone}, offset 2, where the marginal is known, which is 1"
 
 
-def cost(table: pd.DataFrame, ways: tuple[str, str], backbone: str) -> str:
-    """05: what two ways of joint training add to the next token's loss."""
-    found, other = (single(table[table.arm == way], "ntp") for way in ways)
-    return f"The next token's loss grows by: {found} nats ({ways[0]}); {other} ({ways[1]})\n{backbone}: offset 2 against it"
+def cost(table: pd.DataFrame, ways: tuple[str, ...], backbone: str) -> str:
+    """05: what each of a few ways of joint training adds to the next token's loss."""
+    found = "; ".join(f"{single(table[table.arm == way], 'ntp')} ({way})" for way in ways)
+    return f"The next token's loss grows by [nats]: {found}\n{backbone}: offset 2 against it"
 
 
 def acceptance(summary: pd.DataFrame, backbone: str) -> str:

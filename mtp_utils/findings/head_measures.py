@@ -66,9 +66,10 @@ def lens_arrays(backbone, blocks, at: tuple[int, ...], bf16: bool = False) -> di
 def by_layer(backbone, blocks, at: tuple[int, ...], log_probs, bf16: bool = False) -> dict[str, np.ndarray]:
     """`log_prob.k` (layers + 1, positions) [nats] of the data's own token at each offset k, at every scored position of the
     blocks, by log_probs(hidden states, layer, scored) -> for each offset (positions, vocab)."""
-    model, found = backbone.model, {k: [] for k in at}
-    for part in torch.arange(len(blocks.tokens)).split(BLOCKS):
-        ids, here = blocks.tokens[part].to(model.device), blocks.scored[part].to(model.device)
+    model, found, lengths = backbone.model, {k: [] for k in at}, blocks.mask.sum(1)
+    alike = lengths.argsort(stable=True).split(BLOCKS)  # what stands behind the text is not read
+    for part in alike:
+        ids, here = (x[part, : lengths[part].max()].to(model.device) for x in (blocks.tokens, blocks.scored))
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             hidden = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         labels, each = [offsets.labels_of(ids, here, k)[:, None] for k in at], {k: [] for k in at}
@@ -77,7 +78,9 @@ def by_layer(backbone, blocks, at: tuple[int, ...], log_probs, bf16: bool = Fals
                 each[k].append(log_q.gather(1, label)[:, 0])
         for k, values in each.items():
             found[k].append(torch.stack(values).double().cpu().numpy())
-    return {f"log_prob.{k}": np.concatenate(parts, 1) for k, parts in found.items()}
+    number = torch.zeros(blocks.scored.shape, dtype=torch.int64).masked_scatter(blocks.scored, torch.arange(blocks.scored.sum()))
+    order = torch.cat([number[part][blocks.scored[part]] for part in alike]).argsort().numpy()
+    return {f"log_prob.{k}": np.concatenate(parts, 1).take(order, 1) for k, parts in found.items()}
 
 
 @torch.no_grad()
@@ -163,8 +166,9 @@ def states_ntp_table(features: FrozenFeatures, blocks) -> pd.DataFrame:
     last = model.config.get_text_config().num_hidden_layers
     for start in range(0, len(blocks.tokens), BLOCKS):
         part = slice(start, start + BLOCKS)
-        logits = unembed(model, features.batch(part, (last,))[:, :, 0]).cpu()
-        means, _ = scoring.next_token_losses(logits, blocks.tokens[part], blocks.mask[part])
+        longest = blocks.mask[part].sum(1).max()  # what stands behind the text is not asked
+        logits = unembed(model, features.batch(part, (last,))[:, :longest, 0]).cpu()
+        means, _ = scoring.next_token_losses(logits, blocks.tokens[part, :longest], blocks.mask[part, :longest])
         names = blocks.documents[part]
         rows += [(features.backbone.name, blocks.corpus, n, 0, float(m)) for n, m in zip(names, means, strict=True)]
     return pd.DataFrame(rows, columns=["backbone", "corpus", "document", "position", "cross_entropy"])

@@ -36,8 +36,9 @@ class Reading:
 
 
 def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], name: str | None = None, few: bool = False) -> Reading:
-    """Layers of a backbone read out at every offset: those of the bench by a trained probe, all by the logit lens. The tables
-    call the backbone `name`. few: three layers and no lens, which is enough of one that knows nothing."""
+    """Layers of a backbone read out: those of the bench by a trained probe at these offsets, all by the logit lens at every one
+    up to the horizon. The tables call the backbone `name`. few: three layers and no lens, which is enough of one that knows
+    nothing."""
     probes, scores = probe_arms(run, bench, offsets, few), []
     numbers = [arm.spec.features for arm in probes]
     for blocks, states in bench.test.values():
@@ -47,10 +48,11 @@ def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], name: str | No
         scores.append(by_document(wide, numbers, read).assign(readout="probe"))
         if few:
             continue
-        given = {"backbone": bench.backbone, "blocks": wide, "at": offsets, "bf16": bench.train.bf16}
+        every = tuple(range(1, run.profile.horizon + 1))
+        given = {"backbone": bench.backbone, "blocks": wide, "at": every, "bf16": bench.train.bf16}
         stem = f"03_lens_{stored.stem_of(bench.backbone, blocks)}"
         found = run.measure_arrays(stem, head_measures.lens_arrays, **given)
-        scores.append(_every_layer(wide, found, offsets).assign(readout="lens"))
+        scores.append(_every_layer(wide, found, every).assign(readout="lens"))
     return Reading(probes, pd.concat(scores, ignore_index=True).assign(backbone=name or bench.backbone.name))
 
 

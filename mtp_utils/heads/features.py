@@ -28,14 +28,23 @@ BLOCKS = 8  # a forward pass
 class FrozenFeatures:
     """The hidden states of `backbone` at `layers` on token blocks, float16 (float32 where a value does not fit).
 
-    tokens: (blocks, T) int64 without padding. layers: of hidden_states, 0 = embeddings, the last is after the final norm.
-    Nothing is computed before it is asked for; the fingerprint is known before. bf16: under bfloat16 autocast. CannotDo where
-    the model has no such states.
+    tokens: (blocks, T) int64. layers: of hidden_states, 0 = embeddings, the last is after the final norm. bf16: under bfloat16
+    autocast. lengths: (blocks,) of text that is padded on the right, whose padding is spared and has no states to be read.
+    Nothing is computed before it is asked for; the fingerprint is known before. CannotDo where the model has no such states.
     """
 
-    def __init__(self, backbone: Backbone, tokens: torch.Tensor, layers: tuple[int, ...], horizon: int = 4, bf16: bool = False):
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokens: torch.Tensor,
+        layers: tuple[int, ...],
+        horizon: int = 4,
+        bf16: bool = False,
+        lengths: torch.Tensor | None = None,
+    ):
         self.backbone, self.tokens, self.layers, self.horizon = backbone, tokens, tuple(layers), horizon
         self.device, self.bf16 = backbone.model.device, bf16
+        self.lengths = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths
 
     @property
     def fingerprint(self) -> str:
@@ -66,15 +75,16 @@ class FrozenFeatures:
         require_layers(model)
         found = state_array((len(self.layers), *self.tokens.shape, model.config.get_text_config().hidden_size), dtype)
 
-        def states(part: slice) -> list[np.ndarray]:
-            ids = self.tokens[part].to(self.device)
+        def states(part: torch.Tensor) -> list[np.ndarray]:
+            ids = self.tokens[part, : self.lengths[part].max()].to(self.device)
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 hidden = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
             return [_fitting(hidden[layer], dtype) for layer in self.layers]
 
-        for part, values in _shared(len(self.tokens), states, f"features {self.backbone.name}"):
+        alike = self.lengths.argsort(stable=True).split(BLOCKS)  # blocks of one length beside each other
+        for part, values in _shared(alike, states, f"features {self.backbone.name}"):
             for i, x in enumerate(values):
-                found[i, part] = x
+                found[i, part, : x.shape[1]] = x
         return found
 
 
@@ -109,25 +119,25 @@ def _sampled_paths(backbone: Backbone, tokens: torch.Tensor, horizon: int, strea
         _draw(model, ids, horizon, seeds, *found)
         return found
 
-    for part, values in _shared(len(tokens), paths_of, f"paths {backbone.name}"):
+    parts = [slice(a, min(a + BLOCKS, len(tokens))) for a in range(0, len(tokens), BLOCKS)]
+    for part, values in _shared(parts, paths_of, f"paths {backbone.name}"):
         drawn[part], states[part] = values
     return Paths(drawn, states)
 
 
-def _shared(n: int, compute, description: str):
-    """Yield (part, compute(part)) for slices of BLOCKS of n blocks; every process computes some of them and has them all."""
-    for start in progress(range(0, n, BLOCKS * ranks.count()), description):
-        parts = [slice(a, min(a + BLOCKS, n)) for a in range(start, min(start + BLOCKS * ranks.count(), n), BLOCKS)]
-        values = None
-        if ranks.number() < len(parts):
+def _shared(parts, compute, description: str):
+    """Yield (part, compute(part)); every process computes some of them and has them all."""
+    for start in progress(range(0, len(parts), ranks.count()), description):
+        here, values = parts[start : start + ranks.count()], None
+        if ranks.number() < len(here):
             try:
-                values = compute(parts[ranks.number()])
+                values = compute(here[ranks.number()])
             except OverflowError as error:  # the others are waiting: say it to them too
                 values = error
-        found = ranks.gather(values)[: len(parts)]
+        found = ranks.gather(values)[: len(here)]
         if error := next((x for x in found if isinstance(x, OverflowError)), None):
             raise error
-        yield from zip(parts, found, strict=True)
+        yield from zip(here, found, strict=True)
 
 
 def _draw(model, ids: torch.Tensor, horizon: int, seeds: torch.Tensor, drawn: torch.Tensor, states: np.ndarray) -> None:
@@ -180,9 +190,9 @@ def _fitting(x: torch.Tensor, dtype) -> np.ndarray:
 
 
 def state_array(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An empty array, in memory up to BOUND bytes, else in an unnamed file below the cache."""
+    """An array of zeros, in memory up to BOUND bytes, else in an unnamed file below the cache."""
     if int(np.prod(shape)) * np.dtype(dtype).itemsize <= BOUND:
-        return np.empty(shape, dtype)
+        return np.zeros(shape, dtype)
     paths.cache().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=paths.cache()) as file:  # the map outlives the name
         return np.memmap(file, dtype, "w+", shape=shape)

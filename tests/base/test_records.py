@@ -258,7 +258,7 @@ def test_a_profile_is_chosen_by_name_then_environment_then_smoke(monkeypatch):
     assert get_profile().name == "smoke"
     monkeypatch.setenv("MTP_PROFILE", "default")
     assert (get_profile().name, get_profile("smoke").name) == ("default", "smoke")
-    there = "smoke, default, overnight, pretrained, hub, hub-large, hub-qwen3"
+    there = "smoke, default, overnight, pretrained, pretrained-overnight, hub, hub-large, hub-qwen3"
     with pytest.raises(ValueError, match=f"unknown profile 'x'; there are {there}"):
         get_profile("x")
 

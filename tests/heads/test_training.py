@@ -51,6 +51,19 @@ def test_features_beyond_the_bound_lie_in_a_file_and_are_the_same(monkeypatch, t
     assert not any(p.is_file() for p in tmp_path.rglob("*"))  # it goes with the process, however that ends
 
 
+@pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "gemma3"])
+def test_what_stands_behind_a_text_is_spared_and_what_stands_in_it_is_the_same(name):
+    whole, lengths = frozen(name, blocks=19), torch.arange(19) % 12 + 1
+    cut = FrozenFeatures(whole.backbone, whole.tokens, whole.layers, 3, lengths=lengths)
+    read, there = [], torch.arange(12) < lengths[:, None]
+    hook = whole.backbone.model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: read.append(ids[0].numel()))
+    cut.states
+    hook.remove()
+    assert sum(read) < 0.8 * whole.tokens.numel() and cut.fingerprint == whole.fingerprint
+    assert np.abs(cut.states - whole.states)[:, there].max() < 2e-3 * np.abs(whole.states[:, there]).max()
+    assert np.isfinite(cut.states).all() and not cut.states[:, lengths == 1, 4:].any()
+
+
 def test_states_beyond_float16_are_kept_as_float32():
     f = frozen()
     with torch.no_grad():

@@ -113,6 +113,7 @@ def test_what_no_verdict_needs_is_left_out_of_the_default_run_and_overnight_adds
     run = Run("01_toy", PROFILES["default"], {"device": "cpu"})
     run.save_figure(draw(), "01_line", TABLE, ALT)
     assert not run.explores("another arm")
+    assert run._skipped == ["another arm: no verdict needs it: ./reproduce.sh overnight adds it"]
     run.verdict(verdict())
     run.finish()
     with pytest.raises(Stop, match="lacks what no verdict needs, run ./reproduce.sh overnight first: 01_toy"):
