@@ -69,7 +69,7 @@ class Profile:
     trial_tokens: int = 16_384
     grid: tuple[tuple[str, str, str], ...] = FEW_KINDS
     grid_offsets: tuple[int, ...] = (2,)
-    probe_offsets: tuple[int, ...] = (1, 2, 3, 4)
+    probe_offsets: tuple[int, ...] = (1, 2)
     new_tokens: int = 16
     decoded_documents: int = 200
     timed_prompts: int = 6
@@ -120,7 +120,7 @@ FULL |= {"head_tokens": 262_144, "bf16_states": True}
 WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
 WHOLE |= {"joint_smaller": LADDER[2], "decoded_documents": 100}
 REAL = {"backbones": ("smollm2-135m",), "corpora": PEOPLE_CORPORA, "people": True, "timeout_s": 10**6, "grid": REAL_KINDS}
-REAL |= {"trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True, "probe_offsets": (1, 2)}
+REAL |= {"trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
 REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each (C1: four, on the last rung):
 # the document is the unit of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2,
@@ -139,7 +139,7 @@ PROFILES = {
     for p in (
         Profile("smoke", backbones=LADDER[:2], **FEW),
         Profile("default", **WHOLE, exploratory=False, joint_seeds=(0,)),
-        Profile("overnight", **WHOLE, adds_to="default"),
+        Profile("overnight", **WHOLE, adds_to="default", probe_offsets=(1, 2, 3, 4)),
         Profile("pretrained", **REAL, exploratory=False, lora=True),
         Profile("pretrained-overnight", **REAL, adds_to="pretrained"),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),

@@ -87,7 +87,7 @@ def beside(run, twins: Twins, test: dict) -> pd.DataFrame:
             given = {"features": states, "blocks": part}
             found = run.measure(f"04_ntp_{stored.stem_of(backbone, part)}", head_measures.states_ntp_table, **given)
             row[f"next token, {corpus}"] = found["cross_entropy"].mean()
-        probes = layer_readings.probe_arms(run, bench, (1, 2, 3, 4))
+        probes = layer_readings.probe_arms(run, bench, run.profile.probe_offsets)
         row["offset 2 read best at layer"] = layer_readings.best_layer(probes, 2)
         rows.append(row | {"of layers 0 to": bench.train.layers[-1]})
     return pd.DataFrame(rows)

@@ -57,7 +57,7 @@ def test_what_stands_behind_a_text_is_spared_and_what_stands_in_it_is_the_same(n
     cut = FrozenFeatures(whole.backbone, whole.tokens, whole.layers, 3, lengths=lengths)
     read, there = [], torch.arange(12) < lengths[:, None]
     hook = whole.backbone.model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: read.append(ids[0].numel()))
-    cut.states
+    assert cut.states.shape == (3, 19, 12, 16)
     hook.remove()
     assert sum(read) < 0.8 * whole.tokens.numel() and cut.fingerprint == whole.fingerprint
     assert np.abs(cut.states - whole.states)[:, there].max() < 2e-3 * np.abs(whole.states[:, there]).max()
