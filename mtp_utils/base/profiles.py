@@ -133,7 +133,8 @@ REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,),
 # sees 262,144 of them with each of three seeds, and states are made in bfloat16 autocast (the next token's loss moves by .0002).
 # Joint training of it takes half a billion multiply-adds a position, and every trained copy a pass over all test text: three
 # budgets up to 65,536 positions with one seed, exploratory. Decoding reads each prompt once for every drafter, 53 thousand tokens
-# of 200 documents: 50 of a corpus are decoded.
+# of 200 documents: 50 of a corpus are decoded. What no verdict needs is left to `pretrained-overnight`, but for LoRA, which
+# a user would take on such a model.
 PROFILES = {
     p.name: p
     for p in (
