@@ -164,8 +164,9 @@ def states_ntp_table(features: FrozenFeatures, blocks) -> pd.DataFrame:
     """Held-out next-token cross-entropy of each document's window, nats a token, from the last layer's states."""
     model, rows = features.backbone.model, []
     last = model.config.get_text_config().num_hidden_layers
-    for start in range(0, len(blocks.tokens), BLOCKS):
-        part = slice(start, start + BLOCKS)
+    size = scoring.rows_at_once(model, blocks.tokens.shape[1])
+    for start in range(0, len(blocks.tokens), size):
+        part = slice(start, start + size)
         longest = blocks.mask[part].sum(1).max()  # what stands behind the text is not asked
         logits = unembed(model, features.batch(part, (last,))[:, :longest, 0]).cpu()
         means, _ = scoring.next_token_losses(logits, blocks.tokens[part, :longest], blocks.mask[part, :longest])

@@ -16,8 +16,6 @@ from ..text import offsets
 from . import scoring
 from .scoring import Labels, estimator_name, parts_of, positions_of, score, seeds_of
 
-ROWS = 8  # of a pass that keeps the logits of every token
-
 
 def next_token_arrays(backbone, blocks) -> dict[str, np.ndarray]:
     """What the backbone says of the data's own next token at *every* token of each document's window, whatever is scored:
@@ -25,9 +23,9 @@ def next_token_arrays(backbone, blocks) -> dict[str, np.ndarray]:
     t + 1."""
     shape = len(blocks.tokens), blocks.tokens.shape[1] - 1
     found = {"log_prob": np.full(shape, np.nan, np.float32), "top1": np.zeros(shape, np.float32)}
-    rows = []
+    rows, size = [], scoring.rows_at_once(backbone.model, blocks.tokens.shape[1])
     for part in parts_of(blocks, f"next tokens {backbone.name} {blocks.corpus}"):
-        for few in part[blocks.mask[part].sum(1).argsort(stable=True)].split(ROWS):
+        for few in part[blocks.mask[part].sum(1).argsort(stable=True)].split(size):
             longest = int(blocks.mask[few].sum(1).max())  # what stands behind the text is not read
             tokens, mask = blocks.tokens[few, :longest], blocks.mask[few, :longest]
             with torch.no_grad():

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..backbones.anatomy import rows_of
 from ..base import ranks
 from ..base.runtime import progress, seed_for
 from ..marginal.expansion import entropy_of
 from ..text import offsets
 
 BATCH = 32  # documents a step: fewer leave the passes over their candidates narrow
+LOGITS = 2**27  # numbers of a pass that keeps the logits of every token
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ def seeds_of(stream: str, blocks) -> torch.Tensor:
     for row, t in blocks.scored.nonzero().tolist():
         seeds[row, t] = seed_for(f"{stream}/{blocks.documents[row]}/{t}")
     return seeds
+
+
+def rows_at_once(model, length: int) -> int:
+    """Rows of so many tokens in a pass that keeps the logits of every one: eight, fewer where these are more than LOGITS."""
+    return max(1, min(8, LOGITS // (length * rows_of(model.get_output_embeddings()))))
 
 
 def parts_of(blocks, description: str):
