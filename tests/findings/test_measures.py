@@ -37,6 +37,16 @@ def arrays(backbone, text):
     return measures.marginal_arrays(backbone, text, ESTIMATORS, stored.DRAWN)
 
 
+def test_of_a_large_vocabulary_the_logits_of_fewer_rows_are_held_and_nothing_else_changes(backbone, text, monkeypatch):
+    whole, sizes = measures.next_token_arrays(backbone, text), []
+    monkeypatch.setattr(scoring, "LOGITS", 3 * 256 * 1024)
+    hook = backbone.model.register_forward_pre_hook(lambda _, a, given: sizes.append(len(given["input_ids"])), with_kwargs=True)
+    few = measures.next_token_arrays(backbone, text)
+    hook.remove()
+    assert set(sizes) == {3} and scoring.rows_at_once(backbone.model, 10**9) == 1
+    assert np.allclose(few["log_prob"], whole["log_prob"], atol=1e-4, equal_nan=True) and (few["top1"] == whole["top1"]).all()
+
+
 def labels_in(arrays, text):
     return scoring.Labels(measures.label_table(text, {s: arrays[f"labels.{s}"] for s in stored.DRAWN}))
 
