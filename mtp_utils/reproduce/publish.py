@@ -22,6 +22,7 @@ RTOL, ATOL = 0.02, 0.01
 # Training carries such differences on. [measured] Between a processor without AVX-512 and bfloat16 and one that trains in
 # bfloat16, the largest difference in the tables of notebooks 03 to 05 was 0.067, at the end of an interval.
 TRAINED, RTOL_TRAINED, ATOL_TRAINED = ("03", "04", "05", "06", "07"), 0.05, 0.07
+TIED = "00_offsets"  # which of two tokens that are nearly tied is the likelier: its probability is compared
 COUNTED = "06"  # how many passes there were depends on what was decoded
 TIMED = "06_speed"  # ratios of seconds: only its text is compared
 JUDGED = "07_scorecard"  # its sentences have the numbers in them, which are compared as numbers
@@ -140,8 +141,8 @@ def _compare_stem(stem: str, *folders: Path, part: bool = False) -> list[tuple[s
         tables = [table.astype({c: float for c in table if c.startswith("n_")}) for table in tables]
     if stem == TIMED:
         tables = [table.select_dtypes(exclude="number") for table in tables]
-    if stem == JUDGED:
-        tables = [table.drop(columns=["contrast", "text"]) for table in tables]
+    for known, words in ((TIED, ["token", "right"]), (JUDGED, ["contrast", "text"])):
+        tables = [table.drop(columns=words) if stem == known else table for table in tables]
     tables = _in_both(*tables) if part else tables
     return compare(*tables, *((RTOL_TRAINED, ATOL_TRAINED) if stem.startswith(TRAINED) else (RTOL, ATOL)))
 

@@ -311,6 +311,15 @@ def test_of_the_scorecard_the_numbers_are_compared_and_not_the_sentences_that_ho
         assert bool(publish._compare_stem(publish.JUDGED, *folders)) == differs
 
 
+def test_which_of_two_nearly_tied_tokens_is_the_likelier_is_no_difference_and_its_probability_is():
+    table = pd.DataFrame({"offset": [4], "after": ["Jun"], "token": ["x"], "prob": [0.0585], "right": [False]})
+    folders = paths.FIGURES, paths.figures("default")
+    for change, differs in (({"token": ["i"], "prob": [0.0556], "right": [True]}, False), ({"prob": [0.09]}, True)):
+        for folder, found in zip(folders, (table, table.assign(**change)), strict=True):
+            write_table(folder / f"{publish.TIED}.csv", found)
+        assert bool(publish._compare_stem(publish.TIED, *folders)) == differs
+
+
 def test_check_without_anything_published_says_so():
     with pytest.raises(Stop, match="nothing is published yet"):
         publish.check()
