@@ -203,8 +203,9 @@ def shares(table: pd.DataFrame, way: str, backbone: str) -> str:
 
 def cost(table: pd.DataFrame, ways: tuple[str, ...], backbone: str) -> str:
     """05: what each of a few ways of joint training adds to the next token's loss."""
-    found = "; ".join(f"{single(table[table.arm == way], 'ntp')} ({way})" for way in ways)
-    return f"The next token's loss grows by [nats]: {found}\n{backbone}: offset 2 against it"
+    first, *others = (f"{single(table[table.arm == way], 'ntp')}{{}} ({way})" for way in ways)
+    found = "; ".join([first.format(" nats"), *(other.format("") for other in others)])
+    return f"The next token's loss grows by: {found}\n{backbone}: offset 2 against it"
 
 
 def acceptance(summary: pd.DataFrame, backbone: str) -> str:
