@@ -203,8 +203,7 @@ def shares(table: pd.DataFrame, way: str, backbone: str) -> str:
 
 def cost(table: pd.DataFrame, ways: tuple[str, ...], backbone: str) -> str:
     """05: what each of a few ways of joint training adds to the next token's loss."""
-    first, *others = (f"{single(table[table.arm == way], 'ntp')}{{}} ({way})" for way in ways)
-    found = "; ".join([first.format(" nats"), *(other.format("") for other in others)])
+    found = "; ".join(f"{single(table[table.arm == way], 'ntp')} nats ({way})" for way in ways)
     return f"The next token's loss grows by: {found}\n{backbone}: offset 2 against it"
 
 
