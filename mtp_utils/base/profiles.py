@@ -39,11 +39,11 @@ class Profile:
     halves of that, the least budget first with so many trials of rates each as `joint_trials` says, and the seeds `joint_seeds`.
     `bf16_states`: the states that heads read are made under bfloat16 autocast where that is fast. `grid` are the kinds of heads
     (trunk, features, unembedding) and `grid_offsets` their offsets, the best kind has all; `probe_offsets` are those that layers
-    are read at by trained probes; decoding writes `new_tokens` after
-    each prompt, of `decoded_documents` a corpus, and the clock is held to `timed_prompts` of a corpus; `timeout_s` limits one
-    notebook cell, in seconds; `control_split` is what the counting controls count; `people`: translations by people are among the
-    texts, fetched as data; `exploratory`: arms that no verdict needs are measured too, and without them of other ways of joint
-    training `lora` alone; `adds_to`: the profile whose results these are put beside.
+    are read at by trained probes; decoding writes `new_tokens` after each prompt, of `decoded_documents` a corpus, and the clock
+    is held to `timed_prompts` of a corpus; `timeout_s` limits one notebook cell, in seconds; `control_split` is what the
+    counting controls count; `people`: translations by people are among the texts, fetched as data; `exploratory`: arms that no
+    verdict needs are measured too, and without them of other ways of joint training `lora` alone; `adds_to`: the profile whose
+    results these are put beside.
     """
 
     name: str
