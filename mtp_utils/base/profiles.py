@@ -184,5 +184,5 @@ def with_own(profile: Profile, backbones: dict[str, str], text: str | None) -> P
     found = replace(profile, name=name, corpora=(TEXT,) if text else profile.corpora)
     if backbones:
         none = dict.fromkeys(("extra_seeds", "twins", "second_runs"), ()) | dict.fromkeys(("twinned", "joint", "joint_smaller"))
-        found = replace(found, backbones=tuple(backbones), **none)
+        found = replace(found, backbones=tuple(backbones), timeout_s=10**6, **none)  # who knows how large they are
     return found

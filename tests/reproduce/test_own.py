@@ -56,6 +56,9 @@ def test_names_on_the_command_line_become_a_profile_of_their_own(folder, monkeyp
     assert profile.backbones == ("own/llama", "some/hub-name") and profile.corpora == ("text",) and profile.judges
     assert not profile.twins and not profile.extra_seeds and profile.name.startswith("default+hub-name-")
     assert paths.build(profile.name) != paths.build("default")
+    assert profile.timeout_s > 24 * 3600 and profiles.with_own(profiles.PROFILES["smoke"], {}, args.text).timeout_s == 300
+    more = profiles.with_own(profiles.PROFILES["overnight"], args.backbone, args.text)
+    assert more.name != profile.name and more.folder == profile.folder == profile.name
     with pytest.raises(ValueError, match="--backbone or --text, and they are not given"):
         profiles.get_profile(profile.name)
     own(monkeypatch, args.backbone, args.text)
