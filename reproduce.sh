@@ -83,15 +83,17 @@ except OSError as error: sys.exit(error.strerror)' || case $? in
 run_tests() {
   unset MTP_PROFILE MTP_NOTEBOOKS
   build=$(mktemp -d)
-  trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$build"' EXIT
+  trap 'kill -- $(jobs -p | sed s/^/-/) 2>/dev/null || true; rm -rf "$build"' EXIT
   "$python" -m ruff check --no-cache .
   # Side by side, a thread each: on two cores that takes half the time of one after the other. Both sides take about as long.
+  set -m                                                                # a process group of its own: the trap ends all of it
   (
     export OMP_NUM_THREADS=1
     MTP_BUILD=$build/nbval MTP_PROFILE=smoke HF_HUB_OFFLINE=1 TQDM_DISABLE=1 "$python" -m pytest -p no:cacheprovider \
       --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
     MTP_BUILD=$build/beside "$python" -m pytest -p no:cacheprovider tests/base tests/marginal
   ) >"$build/beside.log" 2>&1 &
+  set +m
   MTP_BUILD=$build/unit OMP_NUM_THREADS=1 "$python" -m pytest -p no:cacheprovider tests --ignore=tests/base --ignore=tests/marginal
   wait $! || failed=$?
   cat "$build/beside.log"

@@ -213,7 +213,11 @@ def test_a_long_measurement_shows_a_bar_with_the_time_left_on_the_terminal(runne
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["smok"], "smoke, default, overnight, pretrained, pretrained-overnight, hub, hub-large, hub-qwen3, book, check"),
+        (
+            ["smok"],
+            "smoke, default, overnight, pretrained, pretrained-overnight, hub, hub-large, hub-qwen3, book, check, publish, test, "
+            "setup",
+        ),
         (["smoke", "--only", "77"], "there are"),
         (["smoke", "--fast"], "--only NN ..., --backbone NAME ..., --text FILE, --dry-run, --force and --list"),
         (["check", "--force"], "smoke, default"),
