@@ -14,6 +14,7 @@ CORPORA = ("translation", "code", "prose")
 HUB_CORPORA = (*CORPORA, "instructions")
 PEOPLE_CORPORA = ("translation", "catalogues", "code", "prose")  # with translations by people, which wheels hold
 TEXT = "text"  # the corpus that is the user's own file
+UNLIMITED = 10**6  # seconds of a cell whose backbone is not the ladder's
 OWN = "MTP_OWN"  # environment: own_of as JSON, from the runner to the kernels
 
 # Kinds of heads: trunk, features, whose unembedding. A head that starts as the LM head (shared, copied) is sure of the wrong
@@ -82,10 +83,14 @@ class Profile:
     adds_to: str = ""
 
     @property
+    def base(self) -> str:
+        """Its name without the user's own backbones and text."""
+        return self.name.split("+")[0]
+
+    @property
     def folder(self) -> str:
-        """Name of the folder of its results: that of the profile to which it adds, with the user's own in the name as in its."""
-        base, *own = self.name.split("+", 1)
-        return "+".join([self.adds_to or base, *own])
+        """Name of the folder of its results: that of the profile to which it adds."""
+        return (self.adds_to or self.base) + self.name.removeprefix(self.base)
 
     @property
     def last_rungs(self) -> tuple[str, ...]:
@@ -115,11 +120,11 @@ FEW = {"head_tokens": 4096, "joint_tokens": 4096, "head_seeds": (0,), "trial_tok
 FEW |= {"most_tokens": 4096, "text_tokens": 4096, "joint_trials": (2, 1, 1), "joint_seeds": (0,)}
 FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
 FEW |= {"n_documents": 6, "timeout_s": 300, "control_split": "heads", "joint_smaller": LADDER[0]}
-FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": 10**6, "needs_hub": True}
+FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": UNLIMITED, "needs_hub": True}
 FULL |= {"head_tokens": 262_144, "bf16_states": True}
 WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins": TWINS, "second_runs": SECOND_RUNS}
 WHOLE |= {"joint_smaller": LADDER[2], "decoded_documents": 100}
-REAL = {"backbones": ("smollm2-135m",), "corpora": PEOPLE_CORPORA, "people": True, "timeout_s": 10**6, "grid": REAL_KINDS}
+REAL = {"backbones": ("smollm2-135m",), "corpora": PEOPLE_CORPORA, "people": True, "timeout_s": UNLIMITED, "grid": REAL_KINDS}
 REAL |= {"trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
 REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each (C1: four, on the last rung):
@@ -184,5 +189,5 @@ def with_own(profile: Profile, backbones: dict[str, str], text: str | None) -> P
     found = replace(profile, name=name, corpora=(TEXT,) if text else profile.corpora)
     if backbones:
         none = dict.fromkeys(("extra_seeds", "twins", "second_runs"), ()) | dict.fromkeys(("twinned", "joint", "joint_smaller"))
-        found = replace(found, backbones=tuple(backbones), timeout_s=10**6, **none)  # who knows how large they are
+        found = replace(found, backbones=tuple(backbones), timeout_s=UNLIMITED, **none)  # who knows how large they are
     return found

@@ -88,8 +88,7 @@ class Run:
     def explores(self, what: str) -> bool:
         """Whether the profile measures what no verdict needs; where it does not, `what` is skipped."""
         if not self.profile.exploratory:
-            base = self.profile.name.split("+")[0]
-            (more,) = (name for name, p in PROFILES.items() if p.adds_to == base)
+            (more,) = (name for name, p in PROFILES.items() if p.adds_to == self.profile.base)
             self.skip(what, f"{EXPLORATORY}: ./reproduce.sh {more} adds it")
         return self.profile.exploratory
 

@@ -62,8 +62,11 @@ def bench_of(run, backbone, test: dict, *, tokens: int | None = None, layers=Non
     texts = text, _blocks_of("validation", backbone, n)
     bf16 = run.profile.bf16_states and fast_in_bf16(backbone)
     found = [FrozenFeatures(backbone, t, layers, horizon, bf16) for t in texts]
-    of_test = {c: FrozenFeatures(backbone, part.tokens, layers, bf16=bf16, lengths=part.mask.sum(1)) for c, part in test.items()}
-    return Bench(*found, {c: (part, of_test[c]) for c, part in test.items()})
+
+    def of(part) -> FrozenFeatures:
+        return FrozenFeatures(backbone, part.tokens, layers, bf16=bf16, lengths=part.mask.sum(1))
+
+    return Bench(*found, {corpus: (part, of(part)) for corpus, part in test.items()})
 
 
 def fast_in_bf16(backbone) -> bool:

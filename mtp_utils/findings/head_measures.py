@@ -8,7 +8,7 @@ import torch
 from ..backbones.anatomy import unembed
 from ..backbones.wrapped import decoder
 from ..base.records import Arrays
-from ..heads.features import BLOCKS, FrozenFeatures
+from ..heads.features import BLOCKS, FrozenFeatures, by_length
 from ..heads.heads import Heads
 from ..heads.spec import HeadSpec
 from ..heads.training import heads_from
@@ -66,9 +66,10 @@ def lens_arrays(backbone, blocks, at: tuple[int, ...], bf16: bool = False) -> di
 def by_layer(backbone, blocks, at: tuple[int, ...], log_probs, bf16: bool = False) -> dict[str, np.ndarray]:
     """`log_prob.k` (layers + 1, positions) [nats] of the data's own token at each offset k, at every scored position of the
     blocks, by log_probs(hidden states, layer, scored) -> for each offset (positions, vocab)."""
-    model, found, lengths = backbone.model, {k: [] for k in at}, blocks.mask.sum(1)
-    alike = lengths.argsort(stable=True).split(BLOCKS)  # what stands behind the text is not read
-    for part in alike:
+    model, lengths, number = backbone.model, blocks.mask.sum(1), blocks.scored.flatten().cumsum(0).view_as(blocks.scored) - 1
+    shape = model.config.get_text_config().num_hidden_layers + 1, int(blocks.scored.sum())
+    found = {k: np.empty(shape) for k in at}
+    for part in by_length(lengths):
         ids, here = (x[part, : lengths[part].max()].to(model.device) for x in (blocks.tokens, blocks.scored))
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             hidden = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
@@ -77,10 +78,8 @@ def by_layer(backbone, blocks, at: tuple[int, ...], log_probs, bf16: bool = Fals
             for k, label, log_q in zip(at, labels, log_probs(hidden, layer, here), strict=True):
                 each[k].append(log_q.gather(1, label)[:, 0])
         for k, values in each.items():
-            found[k].append(torch.stack(values).double().cpu().numpy())
-    number = torch.zeros(blocks.scored.shape, dtype=torch.int64).masked_scatter(blocks.scored, torch.arange(blocks.scored.sum()))
-    order = torch.cat([number[part][blocks.scored[part]] for part in alike]).argsort().numpy()
-    return {f"log_prob.{k}": np.concatenate(parts, 1).take(order, 1) for k, parts in found.items()}
+            found[k][:, number[part][blocks.scored[part]]] = torch.stack(values).double().cpu().numpy()
+    return {f"log_prob.{k}": values for k, values in found.items()}
 
 
 @torch.no_grad()

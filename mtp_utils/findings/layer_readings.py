@@ -40,7 +40,7 @@ def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], name: str | No
     up to the horizon. The tables call the backbone `name`. few: three layers and no lens, which is enough of one that knows
     nothing."""
     probes, scores = probe_arms(run, bench, offsets, few), []
-    numbers = [arm.spec.features for arm in probes]
+    numbers, every = [arm.spec.features for arm in probes], tuple(range(1, run.profile.horizon + 1))
     for blocks, states in bench.test.values():
         wide = gaps.eligible(blocks, bench.backbone)
         each = [gaps.on_data(run, bench, wide, states, arm) for arm in probes]
@@ -48,7 +48,6 @@ def read_layers(run, bench: arms.Bench, offsets: tuple[int, ...], name: str | No
         scores.append(by_document(wide, numbers, read).assign(readout="probe"))
         if few:
             continue
-        every = tuple(range(1, run.profile.horizon + 1))
         given = {"backbone": bench.backbone, "blocks": wide, "at": every, "bf16": bench.train.bf16}
         stem = f"03_lens_{stored.stem_of(bench.backbone, blocks)}"
         found = run.measure_arrays(stem, head_measures.lens_arrays, **given)

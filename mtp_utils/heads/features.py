@@ -81,8 +81,7 @@ class FrozenFeatures:
                 hidden = decoder(model)(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
             return [_fitting(hidden[layer], dtype) for layer in self.layers]
 
-        alike = self.lengths.argsort(stable=True).split(BLOCKS)  # blocks of one length beside each other
-        for part, values in _shared(alike, states, f"features {self.backbone.name}"):
+        for part, values in _shared(by_length(self.lengths), states, f"features {self.backbone.name}"):
             for i, x in enumerate(values):
                 found[i, part, : x.shape[1]] = x
         return found
@@ -123,6 +122,11 @@ def _sampled_paths(backbone: Backbone, tokens: torch.Tensor, horizon: int, strea
     for part, values in _shared(parts, paths_of, f"paths {backbone.name}"):
         drawn[part], states[part] = values
     return Paths(drawn, states)
+
+
+def by_length(lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Numbers of rows, BLOCKS at a time, those of one length beside each other: little is read of what stands behind a text."""
+    return lengths.argsort(stable=True).split(BLOCKS)
 
 
 def _shared(parts, compute, description: str):

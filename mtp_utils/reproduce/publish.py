@@ -26,6 +26,7 @@ TIED = "00_offsets"  # which of two tokens that are nearly tied is the likelier:
 COUNTED = "06"  # how many passes there were depends on what was decoded
 TIMED = "06_speed"  # ratios of seconds: only its text is compared
 JUDGED = "07_scorecard"  # its sentences have the numbers in them, which are compared as numbers
+NOT_COMPARED = {TIED: ["token", "right"], JUDGED: ["contrast", "text"]}
 
 
 def publish() -> int:
@@ -141,8 +142,7 @@ def _compare_stem(stem: str, *folders: Path, part: bool = False) -> list[tuple[s
         tables = [table.astype({c: float for c in table if c.startswith("n_")}) for table in tables]
     if stem == TIMED:
         tables = [table.select_dtypes(exclude="number") for table in tables]
-    for known, words in ((TIED, ["token", "right"]), (JUDGED, ["contrast", "text"])):
-        tables = [table.drop(columns=words) if stem == known else table for table in tables]
+    tables = [table.drop(columns=NOT_COMPARED.get(stem, [])) for table in tables]
     tables = _in_both(*tables) if part else tables
     return compare(*tables, *((RTOL_TRAINED, ATOL_TRAINED) if stem.startswith(TRAINED) else (RTOL, ATOL)))
 
