@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from ..base.refusals import CannotDo, first_line, require
+from ..base.refusals import CannotDo, first_line, lacks_memory, require
 from .wrapped import decoder, plain
 
 BEHIND_PADDING = ("roberta", "camembert", "data2vec-text", "xmod")  # kinds whose positions begin behind the padding's index
@@ -45,9 +45,9 @@ def finish_of(model) -> Finish:
     if model not in _finishes:
         try:
             _finishes[model] = _seen(model, *_one_pass(model))
-        except torch.OutOfMemoryError:  # of this moment, not of the model
-            raise
         except Exception as error:  # whatever the model does not support is a reason, not a failure
+            if lacks_memory(error):
+                raise
             reason = f"does not show its states ({first_line(error)})"
             _finishes[model] = Finish(trouble=reason, uneven=reason)
     return _finishes[model]

@@ -1,6 +1,7 @@
 """How something is refused: in one line, which says what was asked, what there is, and what to do."""
 
 import math
+import re
 import traceback
 
 
@@ -12,6 +13,13 @@ def require(condition, message: str, kind: type[Exception] = ValueError) -> None
     """Raise `kind(message)` unless the condition holds."""
     if not condition:
         raise kind(message)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, which is of this moment and not of the model: not every library has a class
+    for it."""
+    known = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    return known or bool(re.search("out of memory|allocate memory|ALLOC_FAILED", str(error)))
 
 
 def first_line(error: BaseException) -> str:

@@ -1,12 +1,12 @@
 """Whether drafts can be verified on a model: tried on a few random tokens, whatever the model is called."""
 
-import re
 import weakref
 
 import torch
 
 from ..backbones.anatomy import last_only
-from ..base.refusals import CannotDo, first_line, require
+from ..backbones.rounding import computed_in
+from ..base.refusals import CannotDo, first_line, lacks_memory, require
 from ..marginal.reference import TOLERANCE, active_lengths, gap
 from ..marginal.rows import undisturbed
 from .verify import Prefix, tree_of
@@ -20,7 +20,7 @@ def check_attention(model, longest: int) -> None:
     (windows, chunks) below `longest` that its configuration names, on texts beyond them; the model is as before afterwards."""
     config = model.config.get_text_config()
     lengths, every = (set(active_lengths(config.to_dict(), most).items()) for most in (longest, torch.inf))
-    name = str(model.dtype), str(model.device), config.to_json_string(use_diff=False), tuple(sorted(lengths))
+    name = *computed_in(model), config.to_json_string(use_diff=False), tuple(sorted(lengths))
     known = _refused.setdefault(model, {})
     if name not in known:
         acting, others = ({value for _, value in of} for of in (lengths, every - lengths))
@@ -39,12 +39,11 @@ def _reason(model, length: int) -> str:
 
 
 def _tried(look, *given) -> str:
-    """What a look finds, or the error that it ends in; but for memory, which is of this moment and not of the model."""
+    """What a look finds, or the error that it ends in; but for memory."""
     try:
         return look(*given)
     except Exception as error:  # whatever a model does not support is a reason
-        gone = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if gone or re.search("out of memory|allocate memory|ALLOC_FAILED", str(error)):  # not every library has a class for it
+        if lacks_memory(error):
             raise
         return first_line(error)
 

@@ -33,6 +33,7 @@ class Contrast:
 
 
 COUNTING = "heads that are ahead of unigram, skip-bigram and skip-trigram on validation in every corpus, else it is inconclusive"
+COUNTING_KNOWN = COUNTING.replace("every corpus", "every corpus judged")
 KNOWN_CORPORA = "every corpus that the backbone knows (ahead of the trigram at offset 1; else partly at the most)"
 CONTRASTS = {
     "C1": Contrast(
@@ -59,10 +60,10 @@ CONTRASTS = {
         corpora="translations by people where there are any, else the grammar's",
     ),
     "C3a": Contrast(
-        "cross-entropy of the best kind of frozen heads (chosen on validation, trained on data) minus the marginal's, on the "
-        "last rung",
+        "cross-entropy of the best kind of frozen heads (chosen on validation, of corpora that the backbone knows; trained on "
+        "data) minus the marginal's, on the last rung",
         "cross-entropy [nats]",
-        f"the same sign in every training seed of the heads; {COUNTING}",
+        f"the same sign in every training seed of the heads; {COUNTING_KNOWN}",
         "2026-11-25",
         corpora=KNOWN_CORPORA,
     ),
@@ -93,7 +94,7 @@ CONTRASTS = {
         "cross-entropy of heads trained together with their backbone minus that of the base model's marginal, on the rung of C4a",
         "cross-entropy [nats]",
         f"the same sign in every training seed; the gap remains *at this budget* unless the last doubling of it closed less than "
-        f"{DOUBLING:.0%} of it; {COUNTING}",
+        f"{DOUBLING:.0%} of it; {COUNTING_KNOWN}",
         "2026-11-26",
         corpora=KNOWN_CORPORA,
     ),

@@ -39,8 +39,9 @@ class DraftingHeads:
         return cls(bench, grid, (one, *frozen_heads.for_offsets(run, bench, one, run.profile.horizon)))
 
     def best(self, run) -> tuple[arms.Arm, ...]:
-        """The kind that is best at offset 2 on validation, with a head for every offset up to the horizon."""
-        best = arms.best_at(2, self.grid)
+        """The kind that is best at offset 2 on validation (frozen_heads.from_best), with a head for every offset up to the
+        horizon."""
+        best = frozen_heads.from_best(run, self.bench, self.grid)[0]
         return (best, *frozen_heads.for_offsets(run, self.bench, best, run.profile.horizon))
 
 

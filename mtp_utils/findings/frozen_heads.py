@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..backbones.anatomy import finish_of
 from ..backbones.load import Backbone
 from ..heads.spec import HeadSpec
 from ..heads.training import TRAIN_LABELS, Training, heads_from
 from ..text import corpora
 from ..text.blocks import CONTEXT, stream_digest
-from . import arms, gaps, head_claims, head_measures, metrics, scoring, stored
+from . import arms, gaps, head_claims, head_measures, marginal_tables, metrics, scoring, stored
 from .scoring import Tokenizer
 
 
@@ -33,6 +34,24 @@ def losses_by_kind(trained: list[arms.Arm]) -> pd.DataFrame:
     rows = [{"kind": arms.kind_of(replace(a.spec, unembedding="shared")), "unembedding": a.spec.unembedding, "loss": a.loss(2)}
             for a in trained if 2 in a.spec.offsets]  # fmt: skip
     return pd.DataFrame(rows).pivot_table(index="kind", columns="unembedding", values="loss", sort=False)
+
+
+def from_best(run, bench: arms.Bench, trained: list[arms.Arm]) -> list[arms.Arm]:
+    """The arms from the best at offset 2 on validation to the worst: by the text of those corpora that the backbone knows, where
+    it knows some and not all (on the others heads that learn the text are held against a marginal that says nothing of it)."""
+    unknown = marginal_tables.unknown_to(run, bench.backbone, {corpus: blocks for corpus, (blocks, _) in bench.test.items()})
+    names = tuple(corpora.names())
+    known = [corpus for corpus in names if corpus not in unknown]
+    if not known or len(known) == len(names):
+        return sorted(trained, key=lambda arm: arm.loss(2))
+
+    def loss(arm: arms.Arm) -> float:
+        stem = f"04_validation_losses_{bench.backbone.name.replace('/', '-')}_{arm.name}"
+        given = {"features": bench.validation, "heads": arm.arrays, "spec": arm.spec, "corpora": names}
+        table = run.measure(stem, head_measures.validation_losses, **given)
+        return float(table[(table.offset == 2) & table.corpus.isin(known)]["cross_entropy"].mean())
+
+    return sorted(trained, key=loss)
 
 
 @dataclass(frozen=True)
@@ -61,12 +80,12 @@ class Decided:
 
 
 def decided(run, backbone: Backbone, test: dict, grid: list[arms.Arm]) -> Decided:
-    """The kind that is best at offset 2 on validation, trained until it is trained out, or to the profile's most_tokens. The
-    three best of the grid meet again at the first budget, an eighth of that, where it is more than the grid's."""
-    best, first = sorted(grid, key=lambda arm: arm.loss(2)), first_budget(run)
+    """The kind that is best at offset 2 on validation (from_best), trained until it is trained out, or to the profile's
+    most_tokens. The three best of the grid meet again at the first budget, an eighth, where it is more than the grid's."""
+    best, first = from_best(run, arms.bench_of(run, backbone, test), grid), first_budget(run)
     again = best[: 3 if first > run.profile.head_tokens else 1]
     bench = deciding_bench(run, backbone, test, *(arm.spec for arm in again))
-    arm = arms.best_at(2, [arms.trained_arm(run, bench, *_alone(arm, first)) for arm in again])
+    arm = from_best(run, bench, [arms.trained_arm(run, bench, *_alone(arm, first)) for arm in again])[0]
     return Decided(bench, arms.trained_out(run, bench, arm.spec, arm.training, run.profile.most_tokens))
 
 
@@ -151,6 +170,15 @@ def identity_table(run, bench: arms.Bench, arm: arms.Arm) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _floor(backbone: Backbone, log_m: torch.Tensor) -> np.ndarray:
+    """The least gap (positions,) on the backbone's own unembedding; nan where that is more than a table and a bias."""
+    head, how = backbone.model.get_output_embeddings(), finish_of(backbone.model)
+    if callable(head.weight) or how.cap:
+        return np.full(len(log_m), np.nan)
+    bias = getattr(head, "bias", None)
+    return head_measures.unembedding_floor(log_m, head.weight.cpu(), None if bias is None else how.after * bias.cpu()).numpy()
+
+
 def size_table(run, each: dict[str, Decided], test: dict) -> pd.DataFrame:
     """At offset 2, by backbone and corpus: top-1 and cross-entropy of the marginal, of counting and of frozen heads trained on
     the same budget at every size (`name`), and as `gap` KL(m2 || head) beside the least gap that a head of this width can have on
@@ -160,8 +188,7 @@ def size_table(run, each: dict[str, Decided], test: dict) -> pd.DataFrame:
         backbone = of.bench.backbone
         for part in test.values():
             log_m = torch.from_numpy(stored.marginal(run, backbone, part, 2).values["log_probs"])
-            floor = head_measures.unembedding_floor(log_m, backbone.model.get_output_embeddings().weight.cpu())
-            rows.append(scoring.positions_of(part).assign(backbone=name, name="floor", gap=floor.numpy()))
+            rows.append(scoring.positions_of(part).assign(backbone=name, name="floor", gap=_floor(backbone, log_m)))
         ours = gaps.scored(run, of.bench, [of.last])
         ours = ours[ours.label_source == "data"]
         rows.append(ours.assign(name="frozen", gap=ours["kl_to_marginal"], cross_entropy=-ours["log_prob"]))

@@ -186,7 +186,8 @@ def c4c(
     """C4c: joint heads have a higher cross-entropy than the marginal in every corpus and seed. effects: of c3a_effects; doubling:
     the share of the gap that twice the budget closed: where that is more than DOUBLING, or not known, it remains *at this
     budget*; unknown: as in `c3a`."""
-    settled = bool((doubling["ci_high"] < DOUBLING).all())
+    judged = doubling[~doubling.corpus.isin(unknown)]
+    settled = len(judged) > 0 and bool((judged["ci_high"] < DOUBLING).all())
     words = f"cross-entropy of joint heads minus that of the base model's marginal{'' if settled else ' at this budget'}"
     known = doubling[doubling["value"].notna()]
     text = "; ".join(f"{d.corpus}: {_interval(d)}" for d in known.itertuples()) or "not known"

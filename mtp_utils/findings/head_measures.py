@@ -11,7 +11,7 @@ from ..base.records import Arrays
 from ..heads.features import BLOCKS, FrozenFeatures, by_length
 from ..heads.heads import Heads
 from ..heads.spec import HeadSpec
-from ..heads.training import heads_from
+from ..heads.training import heads_from, step_losses
 from ..text import blocks as blocks_module
 from ..text import offsets
 from . import metrics, scoring
@@ -102,6 +102,17 @@ def validation_table(features: FrozenFeatures, heads: Arrays, spec: HeadSpec, co
         found = Counts(*text, list(before), 2, model.vocabulary).scores(label[:, None].numpy(), PLAIN)
         counts = {name: -float(of["log_prob"].mean()) for name, of in found.items()}
         rows.append({"corpus": corpus, "heads": -float(log_q.mean())} | counts)
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def validation_losses(features: FrozenFeatures, heads: Arrays, spec: HeadSpec, corpora: tuple) -> pd.DataFrame:
+    """By corpus and offset the cross-entropy [nats/token] of heads on all of the validation blocks. corpora: in the order in
+    which blocks take turns."""
+    model, rows = heads_from(heads, features.backbone, spec), []
+    for c, corpus in enumerate(corpora):
+        losses = step_losses(model, features, slice(c, None, len(corpora)), "data")
+        rows += [{"corpus": corpus, "offset": k, "cross_entropy": x} for k, x in zip(spec.offsets, losses, strict=True)]
     return pd.DataFrame(rows)
 
 

@@ -69,10 +69,10 @@ class Study:
 
     @classmethod
     def of(cls, run, base: Backbone, test: dict) -> "Study":
-        """Of the profile's kinds of heads on the last layer the best at offset 2 on validation."""
+        """Of the profile's kinds of heads on the last layer the best at offset 2 on validation (frozen_heads.from_best)."""
         bench, offsets = arms.bench_of(run, base, test), run.profile.grid_offsets
         kinds = [HeadSpec(kind, unembedding=own, offsets=offsets) for kind, read, own in run.profile.grid if read == "last"]
-        best = arms.best_at(2, arms.able_arms(run, bench, kinds))
+        best = frozen_heads.from_best(run, bench, arms.able_arms(run, bench, kinds))[0]
         spec = replace(best.spec, offsets=(2,))
         return cls(run, test, frozen_heads.deciding_bench(run, base, test, spec), spec, best.rate(2))
 

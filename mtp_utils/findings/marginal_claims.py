@@ -64,12 +64,13 @@ def c1(effects: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,)) -> V
         for r in hardest.itertuples()
     )
     least = judged[judged.metric == "cross_entropy"]["effect"].min()
-    text += f"; in cross-entropy ahead of every control by at least {least:.2f} nats" if least > 0 else ""
+    where = " where it is judged" if unknown else ""
+    text += f"; in cross-entropy ahead of every control by at least {least:.2f} nats{where}" if least > 0 else ""
     if row.variance < 1:
         unadjusted = f"{row.plain_effect:+.3f} [{row.plain_ci_low:+.3f}, {row.plain_ci_high:+.3f}]"
         text += f". Without the adjustment for which positions were scored, {row.corpus} is {unadjusted}"
     left_out = not_testable(unknown)
-    text += f" where it is judged. {left_out}" if unknown else ""
+    text += f". {left_out}" if unknown else ""
     return verdict_on(
         "C1",
         f"{backbone}, offset 2, data labels: top-1 of the marginal minus that of the control hardest to beat, worst corpus "

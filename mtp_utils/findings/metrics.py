@@ -72,7 +72,7 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> dict[str, 
 def _against_zero(means: pd.Series) -> dict[str, float]:
     """effect, ci_low, ci_high, p, n_documents of documents' means: their mean, its interval, and the two-sided p of a t-test."""
     effect, low, high = (float(x[0]) for x in intervals(means.to_numpy()[:, None]))
-    p = float(stats.ttest_1samp(means, 0.0).pvalue) if np.ptp(means) > 0 else float(effect == 0)
+    p = float(stats.ttest_1samp(means, 0.0).pvalue) if np.ptp(means) > 0 else float(effect == 0 or len(means) < 2)
     return {"effect": effect, "ci_low": low, "ci_high": high, "p": p, "n_documents": len(means)}
 
 
@@ -149,6 +149,7 @@ def t_interval(value: float, error: float, freedom: float) -> dict[str, float]:
 def hardest(effects: pd.DataFrame, by: str) -> pd.DataFrame:
     """The row of each group with the largest one-sided p (effect > 0): what an intersection-union test is decided by."""
     one_sided = np.where(effects["effect"] > 0, effects["p"] / 2, 1 - effects["p"] / 2)
+    one_sided = np.where(np.isnan(one_sided), 1.0, one_sided)  # of an infinite effect: no test passes it over
     return effects.loc[pd.Series(one_sided, effects.index).groupby(effects[by], sort=False).idxmax()]
 
 

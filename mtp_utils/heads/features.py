@@ -188,8 +188,8 @@ def _as_small_as_fits(compute):
 
 def _fitting(x: torch.Tensor, dtype) -> np.ndarray:
     values = x.float().cpu().numpy()
-    if np.abs(values).max() > np.finfo(dtype).max:
-        raise OverflowError(f"a hidden state is beyond {np.finfo(dtype).max:g}")
+    if not np.abs(values).max() <= np.finfo(dtype).max:  # nan too
+        raise OverflowError(f"a hidden state is no number, or beyond {np.finfo(dtype).max:g}")
     return values
 
 

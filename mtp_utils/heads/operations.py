@@ -27,6 +27,7 @@ def operations(backbone: Backbone, spec: HeadSpec | None, how: Training, context
         moving = 2 * (body + bool(how.ntp_weight) * table) + 3 * adapters + (not how.ntp_weight) * table
     else:
         moving = 3 * body + (3 if how.ntp_weight else 1) * table
+        moving += table * len(spec.offsets) if spec and spec.unembedding == "shared" else 0  # by each head's loss it learns too
     resting = how.warmup if how.backbone_rate else 1.0
     return float(n * (head + resting * (body + table) + (1 - resting) * moving))
 

@@ -15,9 +15,9 @@ class HeadSpec:
     kind: `linear` (W h + b, W = 1 at the start), `residual` (h + SiLU(W h + b), W = b = 0 at the start, so that the head
     starts as the LM head), `block` (a transformer layer of the backbone's kind), `next_token` (a control that sees nothing
     but p(.|x): q = p T with a row-stochastic T). features: `last`, the number of any one layer (0 = embeddings), `mix` or
-    `concat` of `spread` layers. unembedding: the backbone's, frozen (`shared`), or a trained copy of it for each offset
-    (`copied`), or one of each offset's `own`, which starts at zero with the log-frequencies of the training text as its bias:
-    the head then starts as the unigram instead of being sure of the wrong token.
+    `concat` of `spread` layers. unembedding: the backbone's (`shared`, which rests where the backbone does), or a trained copy of
+    it for each offset (`copied`), or one of each offset's `own`, which starts at zero with the log-frequencies of the training
+    text as its bias: the head then starts as the unigram instead of being sure of the wrong token.
 
     Raises:
         ValueError: an argument outside these, naming it.

@@ -45,6 +45,9 @@ class Training:
     def __post_init__(self):
         if self.labels not in TRAIN_LABELS:
             raise ValueError(f"labels={self.labels!r}; there are {', '.join(TRAIN_LABELS)}")
+        for name in ("blocks", "epochs", "checks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
     def rates(self, offsets: tuple[int, ...]) -> tuple[float, ...]:
         """The peak rate of each offset's head."""

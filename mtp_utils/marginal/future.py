@@ -42,7 +42,8 @@ def future_log_probs(
 
     Exactly one of: top_k (candidates per intermediate token, top_k**(offset - 1) paths), mass (whole paths, best
     first, until they hold that probability), exact=True (all paths), samples (ancestral), top_k with samples (the
-    head enumerated, the tail sampled). Offset 1 is the model's own log-softmax: captured_mass 1, no candidates.
+    head enumerated, the tail sampled). Offset 1 is the log of the model's own softmax: captured_mass 1, no candidates.
+    What a probability cannot hold, a float32 token e^-103 below another, is -inf.
 
     Args:
         model: any causal LM of transformers; its mode, dtype and attention setting are as before afterwards.

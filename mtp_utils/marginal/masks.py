@@ -22,6 +22,7 @@ def masked_log_probs(model, input_ids, horizon, *, attention_mask=None, position
     """
     model = plain(model)
     rows = Rows(model, input_ids, horizon, attention_mask, positions, name="horizon")
+    require(horizon >= 2, f"horizon={horizon}: masks stand for tokens between, of which offset 2 has the first")
     taken = inspect.signature(model.forward).parameters
     require("inputs_embeds" in taken, f"{type(model).__name__} takes no embeddings in place of tokens, which masks are", CannotDo)
     embed, n = model.get_input_embeddings(), horizon - 1

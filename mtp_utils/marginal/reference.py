@@ -8,7 +8,7 @@ import torch
 
 from ..backbones.anatomy import last_only, padding_counted, position_limit
 from ..backbones.rounding import coarsest, computed_in, in_float32, state_of
-from ..base.refusals import first_line
+from ..base.refusals import first_line, lacks_memory
 from .expanded import Expanded, OneByOne
 from .expansion import Level
 from .packed import Packed
@@ -91,9 +91,9 @@ def checked(model, engine, length, lengths, further=None):
     try:
         reason, conclusive = beyond_rounding(model, compare, engine, length, lengths)
         return (further(conclusive) if reason is None and further else reason), conclusive
-    except (torch.OutOfMemoryError, MemoryError):  # of this moment, not of the model
-        raise
     except Exception as error:
+        if lacks_memory(error):
+            raise
         return first_line(error), True
 
 

@@ -30,11 +30,11 @@ HELD = {  # sha256 of what decides a claim -> how many dated changes stand besid
     "C1": ("9abe52b86b68bfdd", 4),
     "C2 (size)": ("09b26a03ac02ba8e", 0),
     "C2 (data)": ("b58eb10db56e08d5", 1),
-    "C3a": ("a205b24239eeda4c", 3),
+    "C3a": ("9e4396ef8ab110f5", 4),
     "C3b": ("38ba25257e800f50", 4),
-    "C4a": ("9fc43b94341965f2", 4),
-    "C4b": ("7d37def7ed4400ce", 4),
-    "C4c": ("286114a9dc8b61b6", 4),
+    "C4a": ("9fc43b94341965f2", 5),
+    "C4b": ("7d37def7ed4400ce", 5),
+    "C4c": ("9f9afbc0768b8f29", 5),
 }
 
 

@@ -163,4 +163,9 @@ def test_a_gap_remains_where_there_is_one_and_only_at_this_budget_where_the_last
     assert judged_c4c(0.3, 0.305).verdict == "reproduced" and "at this budget" not in judged_c4c(0.3, 0.305).contrast
     assert "at this budget" in judged_c4c(0.3, 0.5).contrast and "code: 0.40" in judged_c4c(0.3, 0.5).text
     assert judged_c4c(-0.2, 0.3).verdict == "not reproduced"
+    effects = head_claims.c3a_effects(scores(0.3, corpora=("code", "translation")))
+    rows = {"corpus": ["code", "translation"], "value": [0.01, np.nan], "ci_low": [0, np.nan], "ci_high": [0.02, np.nan]}
+    doubling = pd.DataFrame(rows)
+    settled = [head_claims.c4c(effects, doubling, "b", "block", (0, 1, 2), unknown=unknown) for unknown in (("translation",), ())]
+    assert ["at this budget" in one.contrast for one in settled] == [False, True]  # only what is judged has to be settled
     assert judged_c4c(0.3, 0.305, ["code"]).verdict == "inconclusive"

@@ -163,10 +163,15 @@ def test_truncation_table_keeps_the_bounds_and_reaches_the_exact_sum(backbone, t
     assert (table[table.estimator == "mass=0.9"]["captured_mass"] >= 0.9 - 1e-6).all()
 
 
-def test_predictions_know_nothing_of_another_documents_labels(arrays, text, labels):
+def test_another_documents_labels_are_met_as_often_as_their_frequencies_say(arrays, text, labels):
     found = controls.negative_control_table(marginal_in(arrays, 2), text, labels, "b", draws=50)
+    table = labels.table[(labels.table.offset == 2) & (labels.table.label_source == "data")]
+    argmax, expected = marginal_in(arrays, 2).values["log_probs"].argmax(1), []
+    for document, guess in zip(table["document"], argmax, strict=True):
+        expected.append((table[table.document != document]["label"] == guess).mean())
     error = found["rate"].std() / np.sqrt(len(found))
-    assert abs(found["rate"].mean() - found["expected"].iloc[0]) < 5 * error + 1e-9
+    assert abs(found["rate"].mean() - np.mean(expected)) < 5 * error + 1e-9
+    assert found["top1_true_pairs"].iloc[0] == (argmax == table["label"]).mean()
 
 
 def test_greedy_path_is_scored_on_the_other_sources_only(labels):
@@ -359,8 +364,14 @@ def test_what_stands_behind_a_position_does_not_move_its_marginal_and_a_look_ahe
     found = controls.blind_table(backbone, text)
     assert found["document"].tolist() == list(text.documents) and (found["replaced"] > 0).all()
     assert found["difference"].max() < 1e-5
-    real = controls.future_log_probs  # a marginal that looks two tokens too far
-    monkeypatch.setattr(controls, "future_log_probs", lambda model, ids, **given: real(model, ids.roll(-2, 1), **given))
+    real = controls.future_log_probs
+
+    def leaking(model, ids, positions, **given):  # whose pass lets every position hear the last one that is read
+        end = (positions.int() * torch.arange(ids.shape[1])).amax(1, keepdim=True)
+        heard = ids.scatter(1, positions.int().argmax(1, keepdim=True), ids.gather(1, end))
+        return real(model, heard, positions=positions, **given)
+
+    monkeypatch.setattr(controls, "future_log_probs", leaking)
     assert controls.blind_table(backbone, text)["difference"].max() > 1e-3
 
 

@@ -74,6 +74,13 @@ def test_pairing_refuses_other_positions():
     assert metrics.paired(first.assign(top1=[1.0, 1.0]), first, "top1")["effect"] == 0.5
 
 
+def test_an_infinite_effect_is_the_hardest_of_its_group_and_one_document_shows_nothing():
+    effects = pd.DataFrame({"corpus": ["a", "a"], "effect": [0.4, -np.inf], "p": [1e-6, np.nan]})
+    assert metrics.hardest(effects, "corpus")["effect"].tolist() == [-np.inf]
+    one = pd.DataFrame({"document": ["x"], "position": [3], "m": [0.7]})
+    assert metrics.paired(one, one.assign(m=0.2), "m")["p"] == 1.0
+
+
 def test_holm_is_the_textbook_example():
     assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 

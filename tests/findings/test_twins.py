@@ -3,15 +3,19 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base.profiles import PROFILES
+from mtp_utils.base.records import Arrays
 from mtp_utils.base.run import Run
-from mtp_utils.findings import arms, frozen_heads, gaps, twins
+from mtp_utils.findings import arms, frozen_heads, gaps, head_measures, twins
 from mtp_utils.heads.features import FrozenFeatures
+from mtp_utils.heads.heads import Heads
 from mtp_utils.heads.spec import HeadSpec
-from mtp_utils.text import blocks
+from mtp_utils.text import blocks, corpora
 
 FIRST, SECOND = ("w16", "w16-seed1", "w16-seed2"), ("w16-seed2", "w16", "w16-seed1")
 
@@ -42,6 +46,45 @@ def test_each_side_is_the_mean_of_its_pre_training_runs(run):
     heads = both[both.control == "heads on the MTP twin"].iloc[0]
     assert np.isclose(heads["effect"], np.mean(by_hand)) and by_hand[0] != by_hand[1]
     assert both["se_seeds"].min() > 0
+
+
+def test_the_kind_is_chosen_by_the_text_that_the_backbone_knows(run, monkeypatch):
+    ntp = load_backbone("ladder/w16", device="cpu")
+    test = {"prose": blocks.evaluation_blocks("prose", "test", ntp.tokenizer, n_documents=9, positions_per_document=1, horizon=4)}
+    bench = arms.bench_of(run, ntp, test)
+    trained = [arms.tuned_arm(run, bench, HeadSpec(kind, offsets=(2, 3))) for kind in ("residual", "linear")]
+    asked, names = [], tuple(corpora.names())
+    losses = {"residual": (3.0, 1.0, 9.0), "linear": (2.0, 3.0, 1.0)}
+    losses = {kind: dict(zip(names, values, strict=True)) for kind, values in losses.items()}
+
+    def table(features, heads, spec, corpora):
+        asked.append(spec.kind)
+        rows = [(c, k, losses[spec.kind][c] if k == 2 else 0.0) for c in corpora for k in spec.offsets]
+        return pd.DataFrame(rows, columns=["corpus", "offset", "cross_entropy"])
+
+    monkeypatch.setattr(run, "measure", lambda stem, f, **given: table(**given))
+    for unknown, first in (((), None), (names, None), (names[2:], "residual"), (names[1:2], "linear")):
+        monkeypatch.setattr(frozen_heads.marginal_tables, "unknown_to", lambda *_, unknown=unknown: unknown)
+        asked.clear()
+        found = frozen_heads.from_best(run, bench, trained)
+        by_all = sorted(trained, key=lambda arm: arm.loss(2))
+        assert [a.name for a in found] == [a.name for a in by_all] if first is None else found[0].spec.kind == first
+        assert asked == ([] if first is None else ["residual", "linear"])
+
+
+def test_validation_losses_by_corpus_are_those_of_the_blocks_that_take_turns(run):
+    ntp = load_backbone("ladder/w16", device="cpu")
+    text = torch.randint(1024, (6, 16), generator=torch.Generator().manual_seed(0))
+    spec, names = HeadSpec("residual", offsets=(2, 3)), ("a", "b", "c")
+    heads, features = Heads(ntp, spec), FrozenFeatures(ntp, text, (6,))
+    found = head_measures.validation_losses(features, Arrays(heads.arrays(), ""), spec, names).set_index(["corpus", "offset"])
+    with torch.no_grad():
+        for c, corpus in enumerate(names):
+            rows = text[[c, c + 3]]
+            q = ntp.model(rows).logits.log_softmax(-1)  # what untrained heads say at every offset
+            for k in (2, 3):
+                loss = -q[:, :-k].gather(-1, rows[:, k:, None]).mean()
+                assert found.loc[(corpus, k), "cross_entropy"] == pytest.approx(float(loss), abs=2e-3)
 
 
 def test_kinds_that_meet_again_read_states_that_are_made_once(run, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from tiny_models import CONFIGS, VOCAB, perturbed, tiny_backbone
 
 from mtp_utils.backbones.anatomy import final_norm, unembed
+from mtp_utils.base.refusals import CannotDo
 from mtp_utils.heads.heads import Heads, load_heads
 from mtp_utils.heads.spec import HeadSpec, spread
 
@@ -214,6 +215,17 @@ def test_heads_on_a_model_that_scales_its_logits_scale_theirs():
     heads = Heads(b, HeadSpec("residual", offsets=(2,)))
     states, logits = states_of(b, heads.layers)
     assert (heads.log_probs(2, heads(states)[2]) - logits.log_softmax(-1)).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_unembedding_is_shared_and_nothing_is_trained_in_its_place():
+    b = tiny_backbone("llama")
+    layer = {torch.nn.Linear}
+    b = dataclasses.replace(b, model=torch.ao.quantization.quantize_dynamic(b.model, layer, dtype=torch.qint8))
+    for own in ("copied", "own"):
+        with pytest.raises(CannotDo, match="unembedding is quantised"):
+            Heads(b, HeadSpec("residual", unembedding=own, offsets=(2,)))
+    assert Heads(b, HeadSpec("residual", offsets=(2,))).of(2)
 
 
 def test_a_layer_the_backbone_lacks_is_refused():

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_models import VOCAB, tiny_backbone
+from tiny_models import VOCAB, random_model, tiny_backbone, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_utils.heads.features import FrozenFeatures
@@ -45,6 +45,25 @@ def test_the_operations_of_joint_and_of_frozen_training_are_those_that_are_done(
     states = counted(lambda: f.states)
     step = counted(lambda: step_losses(heads, f, slice(0, 4), "data", torch.Tensor.backward))
     assert operations(f.backbone, spec, how, 12, text=48) == pytest.approx(states + 2 * step, rel=0.12)
+
+
+@pytest.mark.parametrize("own", ["shared", "copied"])
+@pytest.mark.parametrize("changes", [{}, {"ntp_weight": 0.0}, {"lora": 2}, {"warmup": 1.0}], ids=str)
+def test_a_large_vocabularys_unembedding_is_counted_for_everyone_who_learns_through_it(own, changes):
+    model = random_model(replace_vocabulary(tiny_model("gpt_neox").config, 3000), torch.float32)
+    model.set_attn_implementation("eager")
+    backbone = dataclasses.replace(tiny_backbone(), model=model.requires_grad_(False))
+    f = FrozenFeatures(backbone, torch.randint(3000, (2, 24), generator=torch.Generator().manual_seed(0)), (2,))
+    spec, how = HeadSpec("residual", unembedding=own, offsets=(2,)), dataclasses.replace(HOW, **changes)
+    together = Together(backbone, spec, how)
+    together.free(how.warmup == 0)
+    found = counted(lambda: joint_losses(together, f, slice(0, 2), how, torch.Tensor.backward))
+    assert operations(backbone, spec, how, 24) == pytest.approx(found, rel=0.1)  # the last positions have no labels
+
+
+def replace_vocabulary(config, n: int):
+    config.vocab_size = n
+    return config
 
 
 def test_as_many_operations_are_as_many():

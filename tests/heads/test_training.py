@@ -64,6 +64,17 @@ def test_what_stands_behind_a_text_is_spared_and_what_stands_in_it_is_the_same(n
     assert np.isfinite(cut.states).all() and not cut.states[:, lengths == 1, 4:].any()
 
 
+@pytest.mark.parametrize("name", ["blocks", "epochs", "checks"])
+def test_training_that_trains_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+        Training(1e-3, 100, **{name: 0})
+
+
+def test_a_state_that_is_no_number_is_refused_where_it_is_made():
+    with pytest.raises(OverflowError, match="no number"):
+        features._fitting(torch.tensor([1.0, torch.nan, 1e6]), np.float16)
+
+
 def test_states_beyond_float16_are_kept_as_float32():
     f = frozen()
     with torch.no_grad():

@@ -41,6 +41,8 @@ def test_a_row_is_its_own_whatever_is_padded_and_only_wanted_positions_are_answe
 def test_a_model_that_reads_tokens_alone_is_refused_and_arguments_are_those_of_the_marginal(model, monkeypatch):
     with pytest.raises(ValueError, match="horizon must be an integer >= 1"):
         masked_log_probs(model, torch.ones(1, 4, dtype=torch.int64), 0)
+    with pytest.raises(ValueError, match="horizon=1: masks stand for tokens between"):
+        masked_log_probs(model, torch.ones(1, 4, dtype=torch.int64), 1)
     monkeypatch.setattr(type(model), "forward", lambda self, input_ids: None)
     with pytest.raises(CannotDo, match="takes no embeddings"):
         masked_log_probs(model, torch.ones(1, 4, dtype=torch.int64), 2)
