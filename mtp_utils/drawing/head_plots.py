@@ -41,7 +41,8 @@ def by_layer(summary: pd.DataFrame, metric: str, title: str, controls: pd.DataFr
         _counting(ax, controls, corpus, metric)
         ax.set(title=corpus, xlabel="layer (0: embeddings)", ylabel=LABEL[metric] if ax is axes[0] else "")
         if metric == "cross_entropy":
-            ax.set_ylim(0, min(ax.get_ylim()[1], 9))
+            probed = here[here.readout == "probe"]["ci_high"].max()
+            ax.set_ylim(0, min(ax.get_ylim()[1], max(9, 1.03 * probed)))  # a lens may be far above
     legend_beside(axes[-1])
     titled(figure, title)
     return figure
@@ -185,9 +186,12 @@ def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: s
             look["markerfacecolor"] = colour if fill == "full" else "white"
             ax.errorbar(row["ntp"], row["offset2"], **bars, **look, label=arm)
         _counting(ax, controls, corpus, "cross_entropy")
+        shown = table[(table.corpus == corpus) & table.arm.isin(looks)]
+        low, high = min(0, shown["ntp_low"].min()), max(0, shown["ntp_high"].max())
         ax.set_xscale("symlog", linthresh=0.03)
-        ticks = (-0.03, 0, 0.03, 0.3, 3)
+        ticks = [t for t in (-3, -0.3, -0.03, 0, 0.03, 0.3, 3) if 2 * low <= t <= 2 * high]
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ax.set_xlim(min(1.5 * low, -0.01), max(1.5 * high, 0.01))
         ax.set(title=corpus, xlabel="NTP above base model [nats]")
         ax.set_ylabel("offset 2 [nats/token]" if ax is axes[0] else "")
     legend_beside(axes[-1])

@@ -62,7 +62,7 @@ def speeds(summary: pd.DataFrame, title: str) -> Figure:
     light to dark; the speed that tokens a pass and seconds a pass predict as a ring. summary: corpus, backbone, way, metric
     (greedy_ratio, predicted), value, ci_low, ci_high."""
     corpora, ways = (list(dict.fromkeys(summary[name])) for name in ("corpus", "way"))
-    figure, axes = new_axes(len(corpora), width=4.0, height=1.2 + 0.4 * len(ways), sharey=True)
+    figure, axes = new_axes(len(corpora), width=4.0, height=1.2 + 0.4 * len(ways), sharex=True, sharey=True)
     for ax, corpus in zip(axes, corpora, strict=True):
         rungs = list(dict.fromkeys(summary["backbone"]))
         for i, rung in enumerate(rungs):
@@ -99,8 +99,8 @@ def against_acceptance(table: pd.DataFrame, columns: dict[str, str], title: str)
 
 
 def scorecard(verdicts: pd.DataFrame, thresholds: dict[str, float], title: str) -> Figure:
-    """Each claim's effect with its interval, in its own unit, and the line it has to lie right of. verdicts: claim, effect,
-    ci_low, ci_high, verdict."""
+    """Each claim's effect with its interval, in its own unit, and the line it has to lie right of. verdicts: claim, contrast,
+    effect, ci_low, ci_high, verdict."""
     figure, grid = new_grid(len(verdicts), 1, width=7.6, height=0.85 + 0.6 / len(verdicts))
     axes = grid[:, 0]
     looks = {"reproduced": ("#0072B2", "o"), "partly": ("#56B4E9", "s"), "inconclusive": ("#7f7f7f", "D")}
@@ -111,7 +111,8 @@ def scorecard(verdicts: pd.DataFrame, thresholds: dict[str, float], title: str) 
         at = thresholds.get(row["claim"], 0.0)
         ax.axvline(at, color="black", linewidth=0.9)
         low, high = min(at, row["ci_low"]), max(at, row["ci_high"])
-        ax.set(xlim=(low - 0.12 * (high - low), high + 0.12 * (high - low)), yticks=[0], yticklabels=[row["claim"]], ylim=(-1, 1))
+        label = f"{row['claim']} [{'top-1' if row['claim'] == 'C1' or row['contrast'].endswith('lead)') else 'nats'}]"
+        ax.set(xlim=(low - 0.12 * (high - low), high + 0.12 * (high - low)), yticks=[0], yticklabels=[label], ylim=(-1, 1))
         ax.tick_params(axis="x", labelsize=8)
         ax.text(1.01, 0.5, row["verdict"], transform=ax.transAxes, va="center", fontsize=10, color=colour)
     titled(figure, title)

@@ -4,6 +4,7 @@ The same thing has the same colour and marker everywhere: NTP grey, the marginal
 fixed hue each (Okabe-Ito, told apart without colour by marker and line style).
 """
 
+import functools
 import re
 import textwrap
 
@@ -72,9 +73,12 @@ NAMES = {
 
 
 def new_axes(n: int, width: float = 3.4, height: float = 3.2, **options):
-    """figure, axes[column] of one row of panels; width and height of a panel in inches."""
-    figure, grid = new_grid(1, n, width, height, **options)
-    return figure, grid[0]
+    """figure, axes[panel] of up to three panels in a row, of more in two; width and height of a panel in inches."""
+    rows = 1 if n <= 3 else 2
+    figure, grid = new_grid(rows, -(-n // rows), width, height, **options)
+    for ax in grid.flat[n:]:
+        ax.set_axis_off()
+    return figure, grid.flat[:n]
 
 
 def new_grid(rows: int, columns: int, width: float, height: float, **options):
@@ -85,7 +89,12 @@ def new_grid(rows: int, columns: int, width: float, height: float, **options):
 
 
 def titled(figure: Figure, title: str) -> None:
-    """The figure's title, each of its lines in as many as the figure's width asks for."""
+    """The figure's title, each of its lines in as many as the figure's width asks for; and the label of the first panel's values
+    at the first of every row."""
+    for ax in figure.axes[1:]:
+        at = ax.get_subplotspec()
+        if at and at.get_geometry()[0] == 2 and at.is_first_col() and not ax.get_ylabel():
+            ax.set_ylabel(figure.axes[0].get_ylabel())
     lines = [part for line in title.split("\n") for part in _broken(line, int(11 * figure.get_figwidth()))]
     figure.suptitle("\n".join(lines), fontsize=12)
 
@@ -96,8 +105,9 @@ def _broken(line: str, width: int) -> list[str]:
     whole = re.sub(r"\([^()]*\)", lambda found: found[0].replace(" ", "\xa0") if len(found[0]) <= width / 2 else found[0], line)
     parts = re.split(r"(?<=[,:;]) ", whole)
     joined = " ".join(part.replace(" ", "\xa0") if len(part) <= 2 * width / 3 else part for part in parts)
-    found = textwrap.wrap(joined, width)
-    while width > 1 and len(narrower := textwrap.wrap(joined, width - 1)) == len(found):
+    wrap = functools.partial(textwrap.wrap, joined, break_on_hyphens=False)
+    found = wrap(width)
+    while width > 1 and len(narrower := wrap(width - 1)) == len(found):
         width, found = width - 1, narrower
     return [part.replace("\xa0", " ") for part in found]
 

@@ -49,7 +49,7 @@ def truncation(summary: pd.DataFrame, backbone: str, against: str) -> str:
     k = summary["k"][summary["k"] <= 64].max()
     rows = summary[summary.k == k]
     held = beside(rows, "metric", ("captured_mass", "certified"))
-    return f"{k} candidates hold / certify the arg-max of: {held}\n{backbone}, offset 2, against {against}"
+    return f"{k} candidates hold of the mass / certify of the arg-maxes: {held}\n{backbone}, offset 2, against {against}"
 
 
 def estimators(summary: pd.DataFrame, backbone: str, against: str) -> str:
@@ -202,9 +202,9 @@ def shares(table: pd.DataFrame, way: str, backbone: str) -> str:
 
 
 def cost(table: pd.DataFrame, ways: tuple[str, ...], backbone: str) -> str:
-    """05: what each of a few ways of joint training adds to the next token's loss."""
+    """05: what each of a few ways of joint training changes in the next token's loss."""
     found = "; ".join(f"{single(table[table.arm == way], 'ntp')} nats ({way})" for way in ways)
-    return f"The next token's loss grows by: {found}\n{backbone}: offset 2 against it"
+    return f"The next token's loss changes by: {found}\n{backbone}: offset 2 against it"
 
 
 def acceptance(summary: pd.DataFrame, backbone: str) -> str:
@@ -218,7 +218,7 @@ def acceptance(summary: pd.DataFrame, backbone: str) -> str:
 def tokens_by_nodes(table: pd.DataFrame, backbone: str) -> str:
     """06: what the largest tree of each drafter would bring."""
     rows = table[table.nodes == table["nodes"].max()]
-    names = [name for name in ("best frozen heads", "marginal", "prompt lookup") if name in set(rows["drafter"])]
+    names = [name for name in ("best frozen heads", "prompt lookup") if name in set(rows["drafter"])]
     most = f"{rows['nodes'].iloc[0]} drafted tokens"
     return f"Tokens a pass by the best tree of {most}, {' / '.join(names)}: {beside(rows, 'drafter', names)}\n{backbone}, greedy"
 
@@ -235,7 +235,7 @@ def link(summary: pd.DataFrame) -> str:
     """06: rank correlations of acceptance with what is known of heads beforehand."""
     known = {row.of: f"{number(row.value)} [{number(row.ci_low)}, {number(row.ci_high)}]" for row in summary.itertuples()}
     first, second = known["KL"], known["greedy accuracy"]
-    return f"Acceptance goes with a small KL by {first}, with greedy accuracy by {second}\nrank correlation over kinds of heads"
+    return f"Rank correlation of acceptance with a small KL {first}, with greedy accuracy {second}\nover kinds of heads"
 
 
 def scorecard(verdicts: pd.DataFrame) -> str:

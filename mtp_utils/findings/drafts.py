@@ -57,6 +57,16 @@ def passes_by_labels(run, backbone: Backbone, test: dict, kind: arms.Arm) -> pd.
     return pd.concat(frames, ignore_index=True)
 
 
+def passes_by_budget(run, backbone: Backbone, test: dict, heads: DraftingHeads) -> pd.DataFrame:
+    """Passes as `passes_of`, greedy, drafted at offset 2 alone by the kind of heads that decides C3, at the first and at the last
+    of its budgets: `drafter` names the positions."""
+    of, frames = frozen_heads.decided(run, backbone, test, heads.grid), []
+    for arm in [*of.by_budget[:1], *of.by_budget[1:][-1:]]:
+        name = f"{arm.kind}, {arm.training.tokens:,} positions"
+        frames.append(passes_of(run, backbone, test, name, Drafting("heads", (arm,))))
+    return pd.concat(frames, ignore_index=True)
+
+
 def try_drafts(backbone: Backbone, test: dict, new_tokens: int) -> None:
     """CannotDo where a backbone cannot verify drafts behind the longest of the prompts that it has positions for: it is tried."""
     room = position_limit(backbone.model.config) - new_tokens

@@ -71,7 +71,8 @@ class Decided:
         """How far they were trained, in words."""
         n, gain = self.last.training.tokens, arms.last_gain(self.by_budget)
         end = "trained out" if arms.is_trained_out(self.by_budget) else "not trained out, at the cap"
-        return f"{n:,} positions in {self.last.training.epochs} epochs ({end}: the last doubling brought {gain:.3f} nats)"
+        brought = f"the last doubling brought {gain:.3f} nats on validation"
+        return f"{n:,} positions in {self.last.training.epochs} epochs ({end}: {brought})"
 
     def seeded(self, run) -> list[arms.Arm]:
         """The last arm with every seed of the profile."""

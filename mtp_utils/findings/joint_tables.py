@@ -60,6 +60,17 @@ def share_table(ways: dict[str, list[Trained]], scores: pd.DataFrame, plain: lis
     return pd.concat(found, ignore_index=True).assign(offset=2, metric="share")
 
 
+def drawn_shares(run, shares: pd.DataFrame, unknown: tuple[str, ...]) -> pd.DataFrame:
+    """Of a share_table the corpora that the backbone knows; those left out, and those without a share, are said."""
+    for corpus, part in shares.groupby("corpus", sort=False):
+        if corpus in unknown:
+            run.skip(f"shares of the gap closed on {corpus}", "the backbone does not know it: its marginal is no mark there")
+        elif part["value"].isna().all():
+            reason = "the frozen heads' gap to the base model's marginal is not above 0 there"
+            run.skip(f"shares of the gap closed on {corpus}", reason)
+    return shares[~shares.corpus.isin(unknown)].reset_index(drop=True)
+
+
 def contrasts(everywhere: pd.DataFrame, scores: pd.DataFrame, joint: str, tokens: str, operations: str) -> dict:
     """claim -> what it is judged by, by corpus: the way `joint` against frozen heads that saw as many tokens, and against those
     that took as many operations, everywhere; and against the base model's marginal where that is known. Both of

@@ -107,7 +107,7 @@ def fading_table(readings: dict[str, Reading], offsets: tuple[int, ...]) -> pd.D
         chosen, last = best_layer(reading.probes, offset), reading.probes[-1].spec.features
         probes = reading.scores[(reading.scores.readout == "probe") & (reading.scores.offset == offset)]
         for corpus, part in probes.groupby("corpus", sort=False):
-            keys = {"backbone": name, "corpus": corpus, "offset": offset, "best layer on validation": chosen}
+            keys = {"backbone": name, "corpus": corpus, "offset": offset, "best layer on validation": chosen, "last layer": last}
             rows.append(keys | head_claims.fading(part, chosen, last))
     return pd.DataFrame(rows)
 

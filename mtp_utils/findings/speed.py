@@ -28,7 +28,7 @@ from ..heads.training import heads_from
 ROWS, BYTES = 100, 2**32  # prompts decoded side by side where no time is taken, and what their cache may hold
 DEPTH = 3  # tokens drafted after the certain one, where a drafter may draft any number
 PATH = {k: {"top_k": n, "samples": 64} for k, n in ((2, 64), (3, 8), (4, 4))}  # how the marginal is found where it drafts
-REPEATS = 2
+REPEATS = 3
 
 
 @dataclass(frozen=True)

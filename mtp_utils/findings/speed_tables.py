@@ -55,15 +55,17 @@ def speed_table(seconds: Arrays, backbone: str, corpus: str, new_tokens: int) ->
 
 
 def costs(seconds: Arrays, way: str, length: float) -> dict[str, float]:
-    """Of a way of ours: `verify` and `draft`, mean seconds a pass in those of a plain pass; `length`, as given: its mean
-    acceptance length, found on other passes; and what these predict of its speed, `predicted` (decoding.speed_up)."""
+    """Of a way of ours: `verify` and `draft`, mean seconds a pass in those of a plain pass, and so the tokens a pass that are
+    `needed` to be as fast as plain decoding; `length`, as given: its mean acceptance length, found on other passes; and what
+    these predict of its speed, `predicted` (decoding.speed_up)."""
     values = seconds.values
     draft, verify, plain = (
         float(values[f"{w}.{part}"].sum() / (values[f"{w}.passes"] - 1).sum())  # the first pass is the prompt's
         for w, part in ((way, "draft"), (way, "verify"), ("greedy", "verify"))
     )
     predicted = speed_up(length, verify, draft, plain)
-    return {"length": length, "verify": verify / plain, "draft": draft / plain, "predicted": predicted}
+    parts = {"verify": verify / plain, "draft": draft / plain}
+    return {"length": length, "needed": sum(parts.values()), **parts, "predicted": predicted}
 
 
 def against(ratio: pd.DataFrame, ours: str, other: str) -> tuple[float, float, float]:
