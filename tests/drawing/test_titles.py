@@ -52,7 +52,7 @@ LINK = pd.DataFrame({"of": ["KL", "greedy accuracy"], "value": [0.63, -0.31], "c
         (titles.shares(SHARES, "joint, 4x", "w64"), "Joint, 4x, closes of the frozen heads' gap: code .23, prose .23"),
         (titles.shares(NONE, "joint, 4x", "w64"), "code -, prose -"),
         (titles.scorecard(VERDICTS), "3 contrasts: 2 reproduced, 1 inconclusive"),
-        (titles.link(LINK), "small KL by .63 [.45, .78], with greedy accuracy by -.31 [-.50, .00]"),
+        (titles.link(LINK), "small KL .63 [.45, .78], with greedy accuracy -.31 [-.50, .00]"),
     ],
 )
 def test_a_title_says_the_numbers_of_its_table(title, says):
