@@ -8,6 +8,7 @@ import torch
 
 from ..backbones.anatomy import finish_of
 from ..backbones.load import Backbone
+from ..heads.operations import draft_operations, pass_operations
 from ..heads.spec import HeadSpec
 from ..heads.training import TRAIN_LABELS, Training, heads_from
 from ..text import corpora
@@ -34,6 +35,18 @@ def losses_by_kind(trained: list[arms.Arm]) -> pd.DataFrame:
     rows = [{"kind": arms.kind_of(replace(a.spec, unembedding="shared")), "unembedding": a.spec.unembedding, "loss": a.loss(2)}
             for a in trained if 2 in a.spec.offsets]  # fmt: skip
     return pd.DataFrame(rows).pivot_table(index="kind", columns="unembedding", values="loss", sort=False)
+
+
+def sizes_by_kind(backbone: Backbone, trained: list[arms.Arm]) -> pd.DataFrame:
+    """What a head of each kind holds and costs, for one offset: its own weights in millions, and in millions of multiply-adds
+    what it adds to a token's pass behind CONTEXT tokens, as a share of the backbone's own too."""
+    rows, own = [], pass_operations(backbone, CONTEXT)
+    for arm in trained:
+        one = replace(arm.spec, offsets=arm.spec.offsets[:1])
+        weights = sum(x.size for n, x in arm.arrays.values.items() if n.startswith("heads.")) / len(arm.spec.offsets)
+        cost = draft_operations(backbone, one, CONTEXT)
+        rows.append({"kind": arm.kind, "weights [M]": weights / 1e6, "multiply-adds [M]": cost / 1e6, "of a pass": cost / own})
+    return pd.DataFrame(rows)
 
 
 def from_best(run, bench: arms.Bench, trained: list[arms.Arm]) -> list[arms.Arm]:

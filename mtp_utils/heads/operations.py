@@ -32,6 +32,16 @@ def operations(backbone: Backbone, spec: HeadSpec | None, how: Training, context
     return float(n * (head + resting * (body + table) + (1 - resting) * moving))
 
 
+def pass_operations(backbone: Backbone, context: int) -> int:
+    """Multiply-adds of one token's pass through the backbone, its unembedding included, behind `context` tokens."""
+    return _layers(decoder(backbone.model), backbone.model.config, context) + _table(backbone)
+
+
+def draft_operations(backbone: Backbone, spec: HeadSpec, context: int) -> int:
+    """Multiply-adds of what the heads of that spec add to one position's pass, unembeddings included, behind `context` tokens."""
+    return sum(_parts(backbone, spec, context)) + _table(backbone) * len(spec.offsets)
+
+
 def as_many_tokens(backbone: Backbone, spec: HeadSpec, how: Training, context: int, text: int, cost: float) -> int:
     """Positions on which heads on the frozen backbone can be trained for that many operations, in whole steps."""
     per_step = how.blocks * context
@@ -43,10 +53,15 @@ def as_many_tokens(backbone: Backbone, spec: HeadSpec, how: Training, context: i
 
 def _head(backbone: Backbone, spec: HeadSpec, context: int) -> int:
     """Multiply-adds a position of heads of that spec: three times their maps, and their unembeddings' (two where those rest)."""
+    unembedding = (2 if spec.unembedding == "shared" else 3) * _table(backbone) * len(spec.offsets)
+    return 3 * sum(_parts(backbone, spec, context)) + unembedding
+
+
+def _parts(backbone: Backbone, spec: HeadSpec, context: int) -> tuple[int, int]:
+    """Multiply-adds a position of heads' trunks and of what they read by."""
     heads, config = Heads(backbone, spec), backbone.model.config
     trunks = sum(_layers(x, config, context, spec.layers) if spec.kind == "block" else _weights(x) for x in heads.trunks.values())
-    unembedding = (2 if spec.unembedding == "shared" else 3) * _table(backbone) * len(spec.offsets)
-    return 3 * (trunks + _weights(heads.features)) + unembedding
+    return trunks, _weights(heads.features)
 
 
 def _layers(module, config, context: int, layers: int | None = None) -> int:

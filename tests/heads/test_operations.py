@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_utils.heads.features import FrozenFeatures
 from mtp_utils.heads.heads import Heads
-from mtp_utils.heads.operations import as_many_tokens, operations
+from mtp_utils.heads.operations import as_many_tokens, draft_operations, operations, pass_operations
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.heads.together import Joint, Together, joint_losses
 from mtp_utils.heads.training import Training, step_losses
@@ -59,6 +59,22 @@ def test_a_large_vocabularys_unembedding_is_counted_for_everyone_who_learns_thro
     together.free(how.warmup == 0)
     found = counted(lambda: joint_losses(together, f, slice(0, 2), how, torch.Tensor.backward))
     assert operations(backbone, spec, how, 24) == pytest.approx(found, rel=0.1)  # the last positions have no labels
+
+
+@pytest.mark.parametrize("spec", [*SPECS, HeadSpec("residual", "mix", offsets=(2, 3))], ids=str)
+def test_what_a_draft_adds_to_a_pass_is_what_is_done(spec):
+    f = features("gpt_neox")
+    f = FrozenFeatures(f.backbone, f.tokens, (0, 1, 2))
+    heads, length = Heads(f.backbone, spec), f.tokens.shape[1]
+    states = f.batch(slice(0, 4), heads.layers)
+
+    @torch.no_grad()
+    def drafts():
+        return [heads.log_probs(k, h) for k, h in heads(states).items()]
+
+    assert draft_operations(f.backbone, spec, length) * f.tokens.numel() == pytest.approx(counted(drafts), rel=0.05)
+    whole = counted(lambda: f.backbone.model(f.tokens, use_cache=False))
+    assert pass_operations(f.backbone, length) * f.tokens.numel() == pytest.approx(whole, rel=0.05)
 
 
 def replace_vocabulary(config, n: int):
