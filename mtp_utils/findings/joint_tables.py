@@ -80,6 +80,14 @@ def contrasts(everywhere: pd.DataFrame, scores: pd.DataFrame, joint: str, tokens
     return found | {"C4c": head_claims.c3a_effects(on_data(scores)[joint])}
 
 
+def ahead_by_budget(everywhere: pd.DataFrame, budgets: dict[str, int]) -> pd.DataFrame:
+    """C4a's difference at every budget (head_claims.ahead_effects, at all eligible positions): corpus, positions seen, effect
+    with its interval. everywhere: of Study.measured."""
+    heads = {way: part for way, part in everywhere.groupby("arm", sort=False)}
+    pairs = {n: (heads[f"joint, {budget}"], heads[f"frozen, {budget}"]) for budget, n in budgets.items()}
+    return pd.concat([head_claims.ahead_effects(*pair).assign(positions=n) for n, pair in pairs.items()], ignore_index=True)
+
+
 def counting_shares(counted: pd.DataFrame, frozen: pd.DataFrame) -> pd.DataFrame:
     """Share of the frozen heads' gap at offset 2 that counting closes, by corpus and control (`name`). counted: of gaps.counted;
     frozen: scores of one way, which counting is held against."""

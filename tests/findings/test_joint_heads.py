@@ -10,7 +10,7 @@ import torch
 
 from mtp_utils.findings import joint_heads
 from mtp_utils.findings.joint_heads import Study, settled
-from mtp_utils.findings.joint_tables import contrasts
+from mtp_utils.findings.joint_tables import ahead_by_budget, contrasts
 from mtp_utils.heads.training import Training
 
 
@@ -79,6 +79,10 @@ def test_the_three_contrasts_are_each_of_the_ways_that_they_name():
     for claim, effect in (("C4a", 0.5), ("C4b", -0.2), ("C4c", 2.0)):
         assert found[claim]["corpus"].tolist() == ["code", "prose"]
         assert np.allclose(found[claim]["effect"], effect, atol=0.01)
+    ways = (("joint, 1x", 4.0), ("frozen, 1x", 4.3), ("joint, 2x", 3.5), ("frozen, 2x", 3.6))
+    by_budget = ahead_by_budget(pd.concat([scored(way, shift) for way, shift in ways]), {"1x": 10, "2x": 20})
+    assert by_budget["positions"].tolist() == [10, 10, 20, 20]
+    assert np.allclose(by_budget["effect"], [0.3, 0.3, 0.1, 0.1], atol=0.01)
 
 
 def test_one_budget_is_settled_at_the_smallest_first_and_operations_are_the_joint_runs(monkeypatch):
