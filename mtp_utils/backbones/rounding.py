@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from ..base.refusals import CannotDo, require
+from ..base.refusals import CannotDo, lacks_memory, require
 from .anatomy import last_only, position_limit
 
 TOKENS = 16  # of the two texts read alone and beside each other
@@ -128,9 +128,9 @@ def _moved_by_company(model) -> float:
         try:
             with in_float32(model):
                 return model(input_ids=ids[which], use_cache=False, **last_only(model)).logits[0]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # operations of its own, which know their dtype alone
+        except Exception as error:  # operations of its own, which know their dtype alone
+            if lacks_memory(error):
+                raise
             return model(input_ids=ids[which], use_cache=False, **last_only(model)).logits[0]
 
     own = logits([0])

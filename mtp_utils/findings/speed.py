@@ -18,7 +18,7 @@ from ..backbones.edges import ends_of
 from ..backbones.load import Backbone
 from ..backbones.wrapped import decoder
 from ..base import ranks
-from ..base.refusals import first_line
+from ..base.refusals import first_line, lacks_memory
 from ..base.runtime import progress, seed_for
 from ..decoding.checks import check_attention
 from ..decoding.decode import draft_and_verify
@@ -183,7 +183,7 @@ def refused(backbone: Backbone, assistant: Backbone | None) -> dict[str, str]:
             try:
                 way(prompt)
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                if not isinstance(error, torch.OutOfMemoryError):  # of this moment
+                if not lacks_memory(error):
                     found[name] = first_line(error)
     return found
 

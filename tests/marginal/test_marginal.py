@@ -7,6 +7,7 @@ import torch
 from tiny_models import CONFIGS, GROUPED, PACKED, VOCAB, WINDOW, tiny_model
 from transformers import AutoModelForCausalLM, GraniteConfig
 
+from mtp_utils.backbones import anatomy
 from mtp_utils.backbones.anatomy import finish_of, unembeds
 from mtp_utils.marginal import attention, expansion, packed, reference
 from mtp_utils.marginal.future import future_log_probs, future_tokens
@@ -483,18 +484,21 @@ def test_a_certificate_of_a_hybrid_speaks_of_the_enumerated_arg_max():
     assert (f.log_probs.argmax(-1) == exact.log_probs.argmax(-1))[f.certified].all()
 
 
-def test_running_out_of_memory_once_is_no_property_of_a_model(monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("cannot: can't allocate memory: 9 bytes")])
+def test_running_out_of_memory_once_is_no_property_of_a_model(error, monkeypatch):
     model = tiny_model("llama")
     ids = torch.randint(VOCAB, (1, 8), generator=torch.Generator().manual_seed(0))
 
     def scarce(*_):
-        raise torch.OutOfMemoryError("none left")
+        raise error
 
-    with monkeypatch.context() as patch:
-        patch.setattr(reference, "compare", scarce)
-        with pytest.raises(torch.OutOfMemoryError):
-            future_log_probs(model, ids, 2, top_k=2)
-    assert reference.engine_for(model, 10) == (Packed, None)
+    for where, name in ((reference, "compare"), (anatomy, "_one_pass")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, scarce)
+            with pytest.raises(type(error)):
+                reference.engine_for(model, 10) if where is reference else anatomy.finish_of(model)
+    assert reference.engine_for(model, 10) == (Packed, None) and not anatomy.finish_of(model).trouble
+    assert future_log_probs(model, ids, 2, top_k=2).captured_mass.max() > 0
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "llama", "gpt2", "falcon_alibi"])
