@@ -98,7 +98,7 @@ run_tests() {
   wait $! || failed=$?
   cat "$build/beside.log"
   [ "${failed-0}" = 0 ] || exit "$failed"
-  MTP_BUILD=$build/smoke HF_HUB_OFFLINE=1 "$python" -m mtp_utils.reproduce smoke
+  MTP_BUILD=$build/nbval HF_HUB_OFFLINE=1 "$python" -m mtp_utils.reproduce smoke    # on the tables that the notebooks left
 }
 
 # Words are looked at before anything is installed; the standard library is enough for that.
