@@ -25,8 +25,8 @@ CLAIMS = {
 CHANGES = {  # what would change a verdict
     "C1": "a counting control that is stronger still, or more documents: notebook 01 says which effects these would have shown.",
     "C2 (size)": "a ladder trained to the end at every size; ours holds the tokens fixed, and small rungs are nearer their best.",
-    "C2 (data)": "more documents, translations by people where only a grammar's were read, or kinds of text that differ in "
-    "nothing but their determinism.",
+    "C2 (data)": "more documents, translations by people where a grammar's were judged, or kinds of text that differ in nothing "
+    "but their determinism.",
     "C3a": "heads with far more training (notebook 04 draws the gap against it), or of a kind that is not in the grid.",
     "C3b": "longer training of the heads (they have to be ahead of counting), further pre-training runs of both, or heads "
     "deep enough to undo what layers specialise in.",

@@ -60,10 +60,11 @@ CONTRASTS = {
         corpora="translations by people where there are any, else the grammar's",
     ),
     "C3a": Contrast(
-        "cross-entropy of the best kind of frozen heads (chosen on validation, of corpora that the backbone knows; trained on "
-        "data) minus the marginal's, on the last rung",
+        "cross-entropy of the best kind of frozen heads (chosen on validation, trained on data) minus the marginal's, on the "
+        "last rung",
         "cross-entropy [nats]",
-        f"the same sign in every training seed of the heads; {COUNTING_KNOWN}",
+        f"the same sign in every training seed of the heads; the kind chosen on text of corpora that the backbone knows; "
+        f"{COUNTING_KNOWN}",
         "2026-11-25",
         corpora=KNOWN_CORPORA,
     ),

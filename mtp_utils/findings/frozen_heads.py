@@ -52,8 +52,8 @@ def sizes_by_kind(backbone: Backbone, trained: list[arms.Arm]) -> pd.DataFrame:
 def from_best(run, bench: arms.Bench, trained: list[arms.Arm]) -> list[arms.Arm]:
     """The arms from the best at offset 2 on validation to the worst: by the text of those corpora that the backbone knows, where
     it knows some and not all (on the others heads that learn the text are held against a marginal that says nothing of it)."""
-    unknown = marginal_tables.unknown_to(run, bench.backbone, {corpus: blocks for corpus, (blocks, _) in bench.test.items()})
-    names = tuple(corpora.names())
+    test, names = {corpus: blocks for corpus, (blocks, _) in bench.test.items()}, tuple(corpora.names())
+    unknown = marginal_tables.unknown_to(run, bench.backbone, test) if len(names) > 1 else ()
     known = [corpus for corpus in names if corpus not in unknown]
     if not known or len(known) == len(names):
         return sorted(trained, key=lambda arm: arm.loss(2))

@@ -30,7 +30,7 @@ HELD = {  # sha256 of what decides a claim -> how many dated changes stand besid
     "C1": ("9abe52b86b68bfdd", 4),
     "C2 (size)": ("09b26a03ac02ba8e", 0),
     "C2 (data)": ("b58eb10db56e08d5", 1),
-    "C3a": ("9e4396ef8ab110f5", 4),
+    "C3a": ("757c9b601f23d7e8", 4),
     "C3b": ("38ba25257e800f50", 4),
     "C4a": ("9fc43b94341965f2", 5),
     "C4b": ("7d37def7ed4400ce", 5),
