@@ -11,7 +11,7 @@
 #   ./reproduce.sh lab        JupyterLab of that environment on notebooks/, in the smoke profile
 #
 # Cost on 2 cores: set-up, once, the download of about 1 GB (several with the CUDA build of torch); smoke at most 4
-# minutes, default about 45 with AVX-512, test at most 15; 4 GB of memory. Interrupt and start again at will.
+# minutes, default about 45 with AVX-512, test 10 to 22; 4 GB of memory. Interrupt and start again at will.
 # Exit codes: 0 done, 1 failed, 2 unknown word, 3 another run is at it, 130 interrupted.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"                         # as sh reproduce.sh
 set -euo pipefail
