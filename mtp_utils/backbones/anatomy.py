@@ -80,6 +80,12 @@ def rows_of(head: torch.nn.Module) -> int:
     return (head.weight() if callable(head.weight) else head.weight).shape[0]
 
 
+def table_of(model: PreTrainedModel) -> torch.Tensor | None:
+    """The LM head's weights (V, d); None where they are quantised, and no numbers to read or to learn."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    return weight if isinstance(weight, torch.Tensor) and weight.is_floating_point() else None
+
+
 def unembeds(model: PreTrainedModel) -> bool:
     """Whether the model's logits are `unembed` of its decoder's last state."""
     return not finish_of(model).trouble

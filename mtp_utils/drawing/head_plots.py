@@ -29,6 +29,7 @@ def by_layer(summary: pd.DataFrame, metric: str, title: str, controls: pd.DataFr
     summary: corpus, offset, layer, readout (`probe`, `lens`), metric, value, ...; controls: as in _counting."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     figure, axes = new_axes(len(corpora), width=4.0, height=3.6, sharey=True)
+    probed = summary[(summary.metric == metric) & (summary.readout == "probe")]["ci_high"].max()  # of all: they share an axis
     for ax, corpus in zip(axes, corpora, strict=True):
         here = summary[(summary.corpus == corpus) & (summary.metric == metric)]
         for offset, name in OFFSETS.items():
@@ -41,7 +42,6 @@ def by_layer(summary: pd.DataFrame, metric: str, title: str, controls: pd.DataFr
         _counting(ax, controls, corpus, metric)
         ax.set(title=corpus, xlabel="layer (0: embeddings)", ylabel=LABEL[metric] if ax is axes[0] else "")
         if metric == "cross_entropy":
-            probed = here[here.readout == "probe"]["ci_high"].max()
             ax.set_ylim(0, min(ax.get_ylim()[1], max(9, 1.03 * probed)))  # a lens may be far above
     legend_beside(axes[-1])
     titled(figure, title)

@@ -93,7 +93,7 @@ def titled(figure: Figure, title: str) -> None:
     at the first of every row."""
     for ax in figure.axes[1:]:
         at = ax.get_subplotspec()
-        if at and at.get_geometry()[0] == 2 and at.is_first_col() and not ax.get_ylabel():
+        if at and at.is_first_col() and not ax.get_ylabel():
             ax.set_ylabel(figure.axes[0].get_ylabel())
     lines = [part for line in title.split("\n") for part in _broken(line, int(11 * figure.get_figwidth()))]
     figure.suptitle("\n".join(lines), fontsize=12)

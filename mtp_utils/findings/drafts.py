@@ -61,7 +61,7 @@ def passes_by_budget(run, backbone: Backbone, test: dict, heads: DraftingHeads) 
     """Passes as `passes_of`, greedy, drafted at offset 2 alone by the kind of heads that decides C3, at the first and at the last
     of its budgets: `drafter` names the positions."""
     of, frames = frozen_heads.decided(run, backbone, test, heads.grid), []
-    for arm in [*of.by_budget[:1], *of.by_budget[1:][-1:]]:
+    for arm in {arm.name: arm for arm in (of.by_budget[0], of.last)}.values():
         name = f"{arm.kind}, {arm.training.tokens:,} positions"
         frames.append(passes_of(run, backbone, test, name, Drafting("heads", (arm,))))
     return pd.concat(frames, ignore_index=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..backbones.anatomy import finish_of
+from ..backbones.anatomy import finish_of, table_of
 from ..backbones.load import Backbone
 from ..heads.operations import draft_operations, pass_operations
 from ..heads.spec import HeadSpec
@@ -53,7 +53,7 @@ def from_best(run, bench: arms.Bench, trained: list[arms.Arm]) -> list[arms.Arm]
     """The arms from the best at offset 2 on validation to the worst: by the text of those corpora that the backbone knows, where
     it knows some and not all (on the others heads that learn the text are held against a marginal that says nothing of it)."""
     test, names = {corpus: blocks for corpus, (blocks, _) in bench.test.items()}, tuple(corpora.names())
-    unknown = marginal_tables.unknown_to(run, bench.backbone, test) if len(names) > 1 else ()
+    unknown = marginal_tables.unknown_to(run, bench.backbone, test) if min(len(names), len(trained)) > 1 else ()
     known = [corpus for corpus in names if corpus not in unknown]
     if not known or len(known) == len(names):
         return sorted(trained, key=lambda arm: arm.loss(2))
@@ -186,11 +186,11 @@ def identity_table(run, bench: arms.Bench, arm: arms.Arm) -> pd.DataFrame:
 
 def _floor(backbone: Backbone, log_m: torch.Tensor) -> np.ndarray:
     """The least gap (positions,) on the backbone's own unembedding; nan where that is more than a table and a bias."""
-    head, how = backbone.model.get_output_embeddings(), finish_of(backbone.model)
-    if callable(head.weight) or how.cap:
+    table, how = table_of(backbone.model), finish_of(backbone.model)
+    if table is None or how.cap:
         return np.full(len(log_m), np.nan)
-    bias = getattr(head, "bias", None)
-    return head_measures.unembedding_floor(log_m, head.weight.cpu(), None if bias is None else how.after * bias.cpu()).numpy()
+    bias = getattr(backbone.model.get_output_embeddings(), "bias", None)
+    return head_measures.unembedding_floor(log_m, table.cpu(), None if bias is None else how.after * bias.cpu()).numpy()
 
 
 def size_table(run, each: dict[str, Decided], test: dict) -> pd.DataFrame:

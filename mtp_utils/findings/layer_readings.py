@@ -100,14 +100,16 @@ def counted(run, backbone: Backbone, test: dict) -> pd.DataFrame:
 
 
 def fading_table(readings: dict[str, Reading], offsets: tuple[int, ...]) -> pd.DataFrame:
-    """For each backbone and offset the layer with the best probe on validation, and by corpus what the last layer lacks of it on
-    test (head_claims.fading)."""
+    """For each backbone and offset whose best probe on validation is not the last layer's: that layer, and by corpus what the
+    last one lacks of it on test (head_claims.fading)."""
     rows = []
     for (name, reading), offset in itertools.product(readings.items(), offsets):
         chosen, last = best_layer(reading.probes, offset), reading.probes[-1].spec.features
+        if chosen == last:
+            continue
         probes = reading.scores[(reading.scores.readout == "probe") & (reading.scores.offset == offset)]
         for corpus, part in probes.groupby("corpus", sort=False):
-            keys = {"backbone": name, "corpus": corpus, "offset": offset, "best layer on validation": chosen, "last layer": last}
+            keys = {"backbone": name, "corpus": corpus, "offset": offset, "best layer on validation": chosen}
             rows.append(keys | head_claims.fading(part, chosen, last))
     return pd.DataFrame(rows)
 

@@ -152,9 +152,10 @@ def by_context(scores: pd.DataFrame) -> pd.DataFrame:
 
 def unknown_to(run, backbone: Backbone, test: dict) -> tuple[str, ...]:
     """The corpora that a backbone does not know (marginal_claims.not_known)."""
-    frames = [stored.marginal_scores(run, backbone, part, (1, OFFSET)) for part in test.values()]
+    frames = [stored.marginal_scores(run, backbone, part, (1,)) for part in test.values()]
     frames += [stored.control_scores(run, backbone, part) for part in test.values()]
-    return tuple(not_known(c1_effects(pd.concat(frames, ignore_index=True), backbone.name)))
+    scores = pd.concat(frames, ignore_index=True)
+    return tuple(not_known(c1_effects(scores[scores.offset == 1], backbone.name)))
 
 
 def by_package(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:

@@ -149,7 +149,7 @@ def t_interval(value: float, error: float, freedom: float) -> dict[str, float]:
 def hardest(effects: pd.DataFrame, by: str) -> pd.DataFrame:
     """The row of each group with the largest one-sided p (effect > 0): what an intersection-union test is decided by."""
     one_sided = np.where(effects["effect"] > 0, effects["p"] / 2, 1 - effects["p"] / 2)
-    one_sided = np.where(np.isnan(one_sided), 1.0, one_sided)  # of an infinite effect: no test passes it over
+    one_sided = np.nan_to_num(one_sided, nan=1.0)  # of an infinite effect: no test passes it over
     return effects.loc[pd.Series(one_sided, effects.index).groupby(effects[by], sort=False).idxmax()]
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ..backbones.anatomy import require_states, rows_of, unembed
+from ..backbones.anatomy import require_states, rows_of, table_of, unembed
 from ..backbones.load import Backbone
 from ..base.files import file_digest, sha256, write_atomic, write_json
 from ..base.refusals import CannotDo, require
@@ -51,9 +51,8 @@ class Heads(nn.Module):
             self.trunks = nn.ModuleDict({str(k): trunk_of(model, spec) for k in spec.offsets})
         makes = {"copied": lambda: copy.deepcopy(model.get_output_embeddings()), "own": lambda: unembedding_of(model)}
         trained = spec.offsets if spec.unembedding in makes else ()
-        table = getattr(model.get_output_embeddings(), "weight", None)
-        learns = isinstance(table, torch.Tensor) and table.is_floating_point()
-        require(learns or not trained, f"{backbone.name}'s unembedding is quantised: heads share it, or have none", CannotDo)
+        learns = not trained or table_of(model) is not None
+        require(learns, f"{backbone.name}'s unembedding is quantised: heads share it, or have none", CannotDo)
         self.unembeddings = nn.ModuleDict({str(k): makes[spec.unembedding]() for k in trained})
         self.requires_grad_(True).to(device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
 

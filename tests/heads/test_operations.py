@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_models import VOCAB, random_model, tiny_backbone, tiny_model
+from tiny_models import VOCAB, tiny_backbone, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtp_utils.heads.features import FrozenFeatures
@@ -50,7 +50,7 @@ def test_the_operations_of_joint_and_of_frozen_training_are_those_that_are_done(
 @pytest.mark.parametrize("own", ["shared", "copied"])
 @pytest.mark.parametrize("changes", [{}, {"ntp_weight": 0.0}, {"lora": 2}, {"warmup": 1.0}], ids=str)
 def test_a_large_vocabularys_unembedding_is_counted_for_everyone_who_learns_through_it(own, changes):
-    model = random_model(replace_vocabulary(tiny_model("gpt_neox").config, 3000), torch.float32)
+    model = tiny_model("gpt_neox", torch.float32, vocab_size=3000)
     model.set_attn_implementation("eager")
     backbone = dataclasses.replace(tiny_backbone(), model=model.requires_grad_(False))
     f = FrozenFeatures(backbone, torch.randint(3000, (2, 24), generator=torch.Generator().manual_seed(0)), (2,))
@@ -75,11 +75,6 @@ def test_what_a_draft_adds_to_a_pass_is_what_is_done(spec):
     assert draft_operations(f.backbone, spec, length) * f.tokens.numel() == pytest.approx(counted(drafts), rel=0.05)
     whole = counted(lambda: f.backbone.model(f.tokens, use_cache=False))
     assert pass_operations(f.backbone, length) * f.tokens.numel() == pytest.approx(whole, rel=0.05)
-
-
-def replace_vocabulary(config, n: int):
-    config.vocab_size = n
-    return config
 
 
 def test_as_many_operations_are_as_many():

@@ -492,13 +492,16 @@ def test_running_out_of_memory_once_is_no_property_of_a_model(error, monkeypatch
     def scarce(*_):
         raise error
 
-    for where, name in ((reference, "compare"), (anatomy, "_one_pass")):
-        with monkeypatch.context() as patch:
-            patch.setattr(where, name, scarce)
-            with pytest.raises(type(error)):
-                reference.engine_for(model, 10) if where is reference else anatomy.finish_of(model)
-    assert reference.engine_for(model, 10) == (Packed, None) and not anatomy.finish_of(model).trouble
-    assert future_log_probs(model, ids, 2, top_k=2).captured_mass.max() > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(anatomy, "_one_pass", scarce)
+        with pytest.raises(type(error)):
+            finish_of(model)
+    assert not finish_of(model).trouble
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "compare", scarce)
+        with pytest.raises(type(error)):
+            future_log_probs(model, ids, 2, top_k=2)
+    assert reference.engine_for(model, 10) == (Packed, None)
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "llama", "gpt2", "falcon_alibi"])
