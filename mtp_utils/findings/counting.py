@@ -50,9 +50,9 @@ class Counts:
         found = {name: {what: np.empty(labels.shape) for what in ("log_prob", "top1", "top5")} for name in models}
         for q, of_query in enumerate(labels):
             tokens, counts, own = self._at(q, of_query)
-            at = np.searchsorted(tokens, of_query)
-            for name, model in models.items():
-                p = self._probs(tokens, counts, own, *model)
+            at, chains = np.searchsorted(tokens, of_query), self._chains(counts, own, models.values())
+            for name, (order, weight) in models.items():
+                p = chains[weight][order]
                 better = p[None] > p[at][:, None]
                 earlier = (p[None] == p[at][:, None]) & (tokens[None] < of_query[:, None])  # a tie is the lower id's
                 rank = (better | earlier).sum(1)
@@ -65,8 +65,9 @@ class Counts:
         models = {(n, w): np.empty(len(labels)) for n in ORDERS for w in WEIGHTS}
         for q, label in enumerate(labels):
             tokens, counts, own = self._at(q, labels[q : q + 1])
-            for model, losses in models.items():
-                losses[q] = -np.log(self._probs(tokens, counts, own, *model)[np.searchsorted(tokens, label)])
+            at, chains = np.searchsorted(tokens, label), self._chains(counts, own, models)
+            for (order, weight), losses in models.items():
+                losses[q] = -np.log(chains[weight][order][at])
         return min(models, key=lambda model: models[model].mean())
 
     def _at(self, q: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -89,17 +90,22 @@ class Counts:
             np.add.at(own[n], np.searchsorted(tokens, ids), 1.0)
         return tokens, counts, own
 
-    def _probs(self, tokens: np.ndarray, counts: np.ndarray, own: np.ndarray, order: int, weight: float) -> np.ndarray:
-        p = np.full(len(tokens), 1 / self.vocabulary)
-        for n in range(order + 1):
-            c = counts[n] + weight * own[n]
-            total, distinct = c.sum(), (c > 0).sum()
-            if n == 0:  # of tokens that are not among these too
-                total += self.unigram.sum() - counts[0].sum()
-                distinct += self._seen - (counts[0] > 0).sum()
-            distinct = max(distinct, total == 0)
-            p = (c + distinct * p) / (total + distinct)
-        return p
+    def _chains(self, counts: np.ndarray, own: np.ndarray, models) -> dict[float, list[np.ndarray]]:
+        """Of each weight among these models P_0, P_1, .. (T,), one made from the other, up to the most tokens of context."""
+        chains = {}
+        for weight in {weight for _, weight in models}:
+            p, chain = np.full(counts.shape[1], 1 / self.vocabulary), []
+            for n in range(1 + max(order for order, w in models if w == weight)):
+                c = counts[n] + weight * own[n]
+                total, distinct = c.sum(), (c > 0).sum()
+                if n == 0:  # of tokens that are not among these too
+                    total += self.unigram.sum() - counts[0].sum()
+                    distinct += self._seen - (counts[0] > 0).sum()
+                distinct = max(distinct, total == 0)
+                p = (c + distinct * p) / (total + distinct)
+                chain.append(p)
+            chains[weight] = chain
+        return chains
 
 
 @dataclass(frozen=True)

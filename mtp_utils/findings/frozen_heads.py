@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..backbones.anatomy import finish_of, table_of
+from ..backbones.anatomy import finish_of, rows_of, table_of
 from ..backbones.load import Backbone
 from ..heads.operations import draft_operations, pass_operations
 from ..heads.spec import HeadSpec
@@ -15,6 +15,8 @@ from ..text import corpora
 from ..text.blocks import CONTEXT, stream_digest
 from . import arms, gaps, head_claims, head_measures, marginal_tables, metrics, scoring, stored
 from .scoring import Tokenizer
+
+LARGEST_COUNT = 2**24  # probabilities of heads beside counting held at once
 
 
 def grid_arms(run, bench: arms.Bench) -> list[arms.Arm]:
@@ -111,6 +113,12 @@ def as_far(run, backbone: Backbone, test: dict, like: Decided, all_budgets: bool
     return Decided(bench, arms.trained_out(run, bench, like.last.spec, how, most, gain=-np.inf))
 
 
+def again(run, backbone: Backbone, test: dict, first: Decided) -> Decided:
+    """The last of those heads on a backbone of another pre-training run, trained in the same way, at the same rates."""
+    bench = deciding_bench(run, backbone, test, first.last.spec)
+    return Decided(bench, [arms.trained_arm(run, bench, first.last.spec, first.last.training)])
+
+
 def first_budget(run) -> int:
     """Positions that heads which decide are first trained on: an eighth of the most, one step at least."""
     return max(run.profile.most_tokens // 8, arms.STEP * CONTEXT)
@@ -141,12 +149,18 @@ def slopes(by_budget: pd.DataFrame) -> pd.DataFrame:
 
 def on_validation(run, of: Decided) -> pd.DataFrame:
     """By corpus the cross-entropy at offset 2 on validation of the heads and of counting: what says whether they may decide."""
-    tokenizer, split, names = of.bench.backbone.tokenizer, run.profile.control_split, corpora.names()
-    text = [stream_digest(corpus, split, tokenizer) for corpus in names]
-    counted = {"tokenizer": Tokenizer(tokenizer), "split": split, "text": text}
-    given = {"features": of.bench.validation, "heads": of.last.arrays, "spec": of.last.spec, "corpora": tuple(names)}
-    stem = f"04_validation_{of.bench.backbone.name.replace('/', '-')}"
-    return run.measure(stem, head_measures.validation_table, **given, counted=counted)
+    validation, names, split = of.bench.validation, tuple(corpora.names()), run.profile.control_split
+    backbone, size = validation.backbone, validation.tokens.numel()
+    vocabulary = rows_of(backbone.model.get_output_embeddings())
+    asked = {"corpora": names, "step": max(1, size * vocabulary // LARGEST_COUNT // len(names))}
+    stem = f"04_validation_{backbone.name.replace('/', '-')}_{of.last.name}"
+    given = {"features": validation, "heads": of.last.arrays, "spec": of.last.spec}
+    heads = run.measure(stem, head_measures.validation_table, **given, **asked)
+    text = [stream_digest(corpus, part, backbone.tokenizer) for part in (split, "validation") for corpus in names]
+    given = {"tokenizer": Tokenizer(backbone.tokenizer), "n_blocks": len(validation.tokens), "vocabulary": vocabulary}
+    stem = f"04_validation_counts_{len(validation.tokens)}"
+    counts = run.measure(stem, head_measures.validation_counts, **given, **asked, split=split, text=text)
+    return heads.merge(counts, on="corpus", validate="one_to_one")
 
 
 def bench_for_labels(run, backbone: Backbone, test: dict, arm: arms.Arm) -> arms.Bench:

@@ -16,9 +16,8 @@ from ..text import blocks as blocks_module
 from ..text import offsets
 from . import metrics, scoring
 from .counting import PLAIN, Counts
-from .scoring import Labels
+from .scoring import Labels, Tokenizer
 
-LARGEST_COUNT = 2**24  # probabilities of heads beside counting held at once
 SCORES = ("log_prob", "top1", "top5")
 
 
@@ -83,25 +82,33 @@ def by_layer(backbone, blocks, at: tuple[int, ...], log_probs, bf16: bool = Fals
 
 
 @torch.no_grad()
-def validation_table(features: FrozenFeatures, heads: Arrays, spec: HeadSpec, corpora: tuple, counted: dict) -> pd.DataFrame:
-    """By corpus the cross-entropy [nats/token] at offset 2 of heads and of the counting controls on the same positions of the
-    validation blocks (for a large vocabulary on some of them). corpora: in the order in which blocks take turns; counted:
-    `split`, `tokenizer` of what is counted and the `text`'s digest."""
+def validation_table(features: FrozenFeatures, heads: Arrays, spec: HeadSpec, corpora: tuple, step: int) -> pd.DataFrame:
+    """By corpus the cross-entropy [nats/token] of `heads` at offset 2 at every step-th position of the validation blocks.
+    corpora: in the order in which blocks take turns."""
     rows, model = [], heads_from(heads, features.backbone, spec)
-    n_blocks, length = features.tokens.shape
-    step = max(1, n_blocks * length * model.vocabulary // LARGEST_COUNT // len(corpora))
     for c, corpus in enumerate(corpora):
-        part = slice(c, n_blocks, len(corpora))
+        part = slice(c, None, len(corpora))
         tokens, h = features.tokens[part], model(features.batch(part, model.layers))[2]
-        at = torch.arange(2, length - 2, step)
-        label = tokens[:, at + 2].flatten()
-        log_q = model.log_probs(2, h[:, at.to(h.device)]).flatten(0, 1).gather(1, label[:, None].to(h.device))
-        before = torch.stack([tokens[:, at - 2], tokens[:, at - 1], tokens[:, at]], -1).flatten(0, 1).numpy()
-        tokenizer, split = counted["tokenizer"].tokenizer, counted["split"]
-        text = blocks_module.stream(corpus, split, tokenizer), blocks_module.begins(corpus, split, tokenizer)
-        found = Counts(*text, list(before), 2, model.vocabulary).scores(label[:, None].numpy(), PLAIN)
-        counts = {name: -float(of["log_prob"].mean()) for name, of in found.items()}
-        rows.append({"corpus": corpus, "heads": -float(log_q.mean())} | counts)
+        at = torch.arange(2, tokens.shape[1] - 2, step)
+        label = tokens[:, at + 2].flatten()[:, None].to(h.device)
+        log_q = model.log_probs(2, h[:, at.to(h.device)]).flatten(0, 1).gather(1, label)
+        rows.append({"corpus": corpus, "heads": -float(log_q.mean())})
+    return pd.DataFrame(rows)
+
+
+def validation_counts(
+    tokenizer: Tokenizer, n_blocks: int, vocabulary: int, corpora: tuple, step: int, split: str, text: list
+) -> pd.DataFrame:
+    """By corpus the cross-entropy [nats/token] of the counting controls at the positions that `validation_table` asks heads at.
+    text: the digests of what is counted, and of the validation text."""
+    rows, blocks = [], blocks_module.training_blocks("validation", tokenizer.tokenizer, n_blocks, 0).astype(np.int64)
+    for c, corpus in enumerate(corpora):
+        tokens = blocks[c :: len(corpora)]
+        at = np.arange(2, tokens.shape[1] - 2, step)
+        before = np.stack([tokens[:, at - 2], tokens[:, at - 1], tokens[:, at]], -1).reshape(-1, 3)
+        read = [f(corpus, split, tokenizer.tokenizer) for f in (blocks_module.stream, blocks_module.begins)]
+        found = Counts(*read, list(before), 2, vocabulary).scores(tokens[:, at + 2].reshape(-1, 1), PLAIN)
+        rows.append({"corpus": corpus} | {name: -float(of["log_prob"].mean()) for name, of in found.items()})
     return pd.DataFrame(rows)
 
 

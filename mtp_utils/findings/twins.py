@@ -29,8 +29,8 @@ def of(run, ntp: Decided, mtp: Backbone, offset2: Backbone, test: dict) -> Twins
 
 
 def second_run(run, first: Twins, ntp: Backbone, mtp: Backbone, offset2: Backbone, test: dict) -> Twins:
-    """The same from another seed of pre-training: heads at the last budget alone, with one seed of their own."""
-    return of(run, frozen_heads.as_far(run, ntp, test, first.ntp, all_budgets=False), mtp, offset2, test)
+    """The same from another seed of pre-training: heads at the last budget alone, at the first run's rates, with one seed."""
+    return Twins(frozen_heads.again(run, ntp, test, first.ntp), frozen_heads.again(run, mtp, test, first.mtp), offset2)
 
 
 def dedicated(run, twins: Twins, test: dict, score=gaps.everywhere, **judge) -> pd.DataFrame:

@@ -202,15 +202,20 @@ def _eligible(document, front: int, starts: list[int], horizon: int) -> list[int
 
 def everywhere(blocks: Blocks, tokenizer) -> Blocks:
     """The same windows with all eligible positions scored, not a few drawn ones: for what needs no marginal."""
-    known = {d.id: d for d in corpora.documents(blocks.corpus, blocks.split)}
-    front, plain, scored = len(front_of(tokenizer)), _plain(blocks.corpus, tokenizer), torch.zeros_like(blocks.scored)
-    for row, name in enumerate(blocks.documents):
-        ids, starts = encode_with_starts(tokenizer, known[name].text, plain)
-        here = blocks.tokens[row, blocks.mask[row]].tolist()[front:]
-        first = next(i for i in range(len(ids)) if ids[i : i + len(here)] == here)
-        scored[row, _eligible(known[name], front, starts[first : first + len(here)], blocks.horizon)] = True
-    digest = hashlib.sha256(blocks.fingerprint.encode() + scored.numpy().tobytes()).hexdigest()
-    return replace(blocks, scored=scored, fingerprint=digest)
+
+    def compute() -> dict[str, np.ndarray]:
+        known = {d.id: d for d in corpora.documents(blocks.corpus, blocks.split)}
+        front, plain, scored = len(front_of(tokenizer)), _plain(blocks.corpus, tokenizer), np.zeros(blocks.scored.shape, bool)
+        for row, name in enumerate(blocks.documents):
+            ids, starts = encode_with_starts(tokenizer, known[name].text, plain)
+            here = blocks.tokens[row, blocks.mask[row]].tolist()[front:]
+            first = next(i for i in range(len(ids)) if ids[i : i + len(here)] == here)
+            scored[row, _eligible(known[name], front, starts[first : first + len(here)], blocks.horizon)] = True
+        return {"scored": scored}
+
+    found = _cached(f"eligible-{blocks.corpus}-{blocks.split}", tokenizer, {"blocks": blocks.fingerprint}, compute)["scored"]
+    digest = hashlib.sha256(blocks.fingerprint.encode() + found.tobytes()).hexdigest()
+    return replace(blocks, scored=torch.from_numpy(found), fingerprint=digest)
 
 
 def _pack(chosen: list, tokenizer) -> dict[str, np.ndarray]:

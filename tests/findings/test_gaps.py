@@ -12,7 +12,7 @@ from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.records import Arrays
 from mtp_utils.base.run import Run
-from mtp_utils.findings import arms, gaps, head_measures, layer_readings, layers, metrics, scoring
+from mtp_utils.findings import arms, frozen_heads, gaps, head_measures, layer_readings, layers, metrics, scoring
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.heads.training import Training
 from mtp_utils.marginal.future import future_log_probs
@@ -213,20 +213,27 @@ def test_of_a_translation_all_german_labels_are_eligible_and_no_english_one(back
 
 def test_on_validation_heads_and_counting_are_asked_for_the_same_tokens(run, bench, backbone, monkeypatch):
     arm = arms.untrained_arm(run, bench, layers.lens(6, (2,)))
-    counted = {"tokenizer": scoring.Tokenizer(backbone.tokenizer), "split": "heads"}
     monkeypatch.setattr(blocks, "begins", lambda c, s, t: np.array([0]))
-    names = ("translation", "code", "prose")
-    table = head_measures.validation_table(bench.validation, arm.arrays, arm.spec, names, counted)
+    table = frozen_heads.on_validation(run, frozen_heads.Decided(bench, [arm]))
+    assert table["corpus"].tolist() == ["translation", "code", "prose"]
     by_hand, tokens = [], bench.validation.tokens
-    stream = blocks.stream("code", "heads", backbone.tokenizer).astype(int)
-    count = np.bincount(stream[3:], minlength=1024)
+    stream = blocks.stream("code", run.profile.control_split, backbone.tokenizer).astype(int)
+    count = np.bincount(stream[2:], minlength=1024)
     unigram = (count + (count > 0).sum() / 1024) / (count.sum() + (count > 0).sum())
     with torch.no_grad():
         for row in tokens[1::3]:
             q = backbone.model(row[None]).logits[0].log_softmax(-1)
-            by_hand += [(-float(q[t, row[t + 2]]), -np.log(unigram[row[t + 2]])) for t in range(1, 254)]
+            by_hand += [(-float(q[t, row[t + 2]]), -np.log(unigram[row[t + 2]])) for t in range(2, 254)]
     code = table[table.corpus == "code"].iloc[0]
     assert (code["heads"], code["unigram"]) == pytest.approx(np.mean(by_hand, axis=0), abs=0.02)
+    other = arms.untrained_arm(run, bench, layers.lens(3, (2,)))
+    again = frozen_heads.on_validation(run, frozen_heads.Decided(bench, [other]))
+    assert (again["heads"] != table["heads"]).all() and again.drop(columns="heads").equals(table.drop(columns="heads"))
+    assert len(list(run_tables(run).glob("04_validation_counts*.csv"))) == 1  # counted once for all heads
+    monkeypatch.setattr(frozen_heads, "LARGEST_COUNT", tokens.numel() * 1024 // 3 // 16)  # of a large vocabulary every 16th
+    code = frozen_heads.on_validation(run, frozen_heads.Decided(bench, [arm])).iloc[1]
+    few = np.reshape(by_hand, (-1, 252, 2))[:, ::16].mean((0, 1))
+    assert (code["heads"], code["unigram"]) == pytest.approx(few, abs=0.02)
 
 
 def test_one_rate_for_all_heads_or_the_same_for_each_is_the_same_arm(run, bench):

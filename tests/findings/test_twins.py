@@ -35,7 +35,7 @@ def test_each_side_is_the_mean_of_its_pre_training_runs(run):
     one = twins.of(run, frozen_heads.decided(run, ntp, test, grid), mtp, offset2, test)
     two = twins.second_run(run, one, *(load_backbone(f"ladder/{name}", device="cpu") for name in SECOND), test)
     assert len(two.ntp.by_budget) == len(two.mtp.by_budget) == 1
-    assert two.ntp.last.training.tokens == one.ntp.last.training.tokens
+    assert [two.ntp.last.training, two.mtp.last.training] == [one.ntp.last.training, one.mtp.last.training]  # the rates too
     both, alone = twins.effects(run, [one, two], test), twins.effects(run, [one], test)
     assert (both["n_runs"] == 2).all() and (alone["n_runs"] == 1).all() and len(both) == len(alone) == 2
 
