@@ -26,6 +26,7 @@ TIED = "00_offsets"  # which of two tokens that are nearly tied is the likelier:
 COUNTED = "06"  # how many passes there were depends on what was decoded
 TIMED = "06_speed"  # ratios of seconds: only its text is compared
 JUDGED = "07_scorecard"  # its sentences have the numbers in them, which are compared as numbers
+SETTINGS = ("temperature",)  # columns of fractions that say what was asked, not what was measured
 NOT_COMPARED = {TIED: ["token", "right"], JUDGED: ["contrast", "text"]}
 
 
@@ -123,11 +124,11 @@ def compare(published: pd.DataFrame, here: pd.DataFrame, rtol: float = RTOL, ato
 
 
 def _in_both(published: pd.DataFrame, here: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows that two tables both have, by all columns but the measured ones: text, and whole numbers (a mean over more
-    trainings counts more positions, and is another row). As they are where their columns differ."""
+    """The rows that two tables both have, by all columns but the measured ones: text, whole numbers (a mean over more trainings
+    counts more positions, and is another row), and SETTINGS. As they are where their columns differ."""
     if list(published.columns) != list(here.columns):
         return [published, here]
-    by = [c for c in published if not pd.api.types.is_float_dtype(published[c])]
+    by = [c for c in published if c in SETTINGS or not pd.api.types.is_float_dtype(published[c])]
     tables, keys = (published, here), [pd.MultiIndex.from_frame(table[by].astype(str)) for table in (published, here)]
     both = keys[0].intersection(keys[1])
     return [table[key.isin(both)].reset_index(drop=True) for table, key in zip(tables, keys, strict=True)]

@@ -31,7 +31,7 @@ HELD = {  # sha256 of what decides a claim -> how many dated changes stand besid
     "C2 (size)": ("09b26a03ac02ba8e", 0),
     "C2 (data)": ("b58eb10db56e08d5", 1),
     "C3a": ("757c9b601f23d7e8", 4),
-    "C3b": ("38ba25257e800f50", 4),
+    "C3b": ("38ba25257e800f50", 5),
     "C4a": ("9fc43b94341965f2", 5),
     "C4b": ("7d37def7ed4400ce", 5),
     "C4c": ("9f9afbc0768b8f29", 5),

@@ -301,6 +301,12 @@ def test_of_a_run_that_left_something_out_the_rows_that_it_has_are_compared(rows
     assert "rows that both have" in capsys.readouterr().out
 
 
+def test_a_row_drawn_at_another_temperature_is_another_row():
+    whole = pd.DataFrame({"drafter": ["heads"] * 2, "temperature": [0.0, 1.0], "a": [0.3, 0.4]})
+    assert publish.compare(*publish._in_both(whole, whole[:1])) == []
+    assert publish.compare(*publish._in_both(whole, whole[1:].assign(a=0.3).reset_index(drop=True)))[0][0] == "a"
+
+
 def test_of_the_scorecard_the_numbers_are_compared_and_not_the_sentences_that_hold_them():
     said = dict.fromkeys(("contrast", "text"), ["0.501 nats"])
     table = pd.DataFrame({"claim": ["C1"], "effect": [0.501], "verdict": ["partly"], **said})
