@@ -9,7 +9,7 @@ from numbers import Integral
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..backbones.anatomy import position_limit, rows_of
+from ..backbones.anatomy import last_only, position_limit, rows_of
 from ..base.refusals import require
 from .expansion import Level, precise
 
@@ -80,6 +80,7 @@ class Rows:
         self.t = self.there.cumsum(1) - 1  # a token's position in its row, wherever it stands in the batch
         self.longest = int(self.t[self.wanted].max()) + offset if self.wanted.any() else 0
         self.check_limits(model, name)
+        self.keeps = bool(last_only(model))  # makes logits where they are asked for alone
 
     def flags(self, mask, name):
         """A mask of the caller's as bool, on the ids' device."""
@@ -111,15 +112,19 @@ class Rows:
             yield engine, Level(roots, torch.ones_like(roots, dtype=precise(roots.device))), where
 
     def groups(self):
-        """Batch rows (n,) that share one prefix pass: bounded in tokens and in logits."""
-        rows = self.wanted.any(1).nonzero()[:, 0]
-        lengths = [int(self.t[row][self.wanted[row]].max()) + 1 for row in rows]
-        first = 0
-        for i in range(1, len(rows) + 1):
-            size = max(lengths[first : i + 1]) * (i + 1 - first)
-            if i == len(rows) or size > PREFIX_TOKENS or size * self.vocab > PREFIX_LOGITS:
-                yield rows[first:i]
-                first = i
+        """Batch rows (n,) that share one prefix pass: bounded in tokens, and in logits, which are made of every row at each
+        position that is wanted in one of them. With more rows a candidate pass has more to do for one reading of the weights."""
+        group, columns, longest = [], set(), 0
+        for row in self.wanted.any(1).nonzero()[:, 0]:
+            at = self.t[row][self.wanted[row]].tolist()  # ascends
+            columns, longest, n = columns.union(at), max(longest, at[-1] + 1), len(group) + 1
+            logits = n * (len(columns) if self.keeps else longest) * self.vocab
+            if group and (n * longest > PREFIX_TOKENS or logits > PREFIX_LOGITS):
+                yield torch.stack(group)
+                group, columns, longest = [], set(at), at[-1] + 1
+            group.append(row)
+        if group:
+            yield torch.stack(group)
 
     def seeds(self, seed, where):
         """What seeds each wanted position's stream: (seed, row, position), or the caller's own number."""

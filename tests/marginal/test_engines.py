@@ -17,7 +17,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from mtp_utils.marginal import expanded
+from mtp_utils.marginal import expanded, rows
 from mtp_utils.marginal.expanded import Expanded, OneByOne
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
@@ -89,6 +89,22 @@ def test_how_a_cache_is_led_and_repeated_changes_nothing(change, monkeypatch):
             other = future_log_probs(model, ids, 3, **call)
         assert (one.log_probs.exp() - other.log_probs.exp()).abs().max() < 1e-5
         assert torch.equal(one.num_candidates, other.num_candidates)
+
+
+def test_rows_of_which_few_positions_are_wanted_share_a_pass_however_large_the_vocabulary(monkeypatch):
+    model, ids = tiny_model("llama"), torch.randint(VOCAB, (6, SEQ), generator=torch.Generator().manual_seed(3))
+    last = torch.zeros_like(ids, dtype=torch.bool)
+    last[:, -1] = last[0, 3] = True
+    call, found = {"top_k": 3}, {}
+    for limit in (rows.PREFIX_LOGITS, 6 * 2 * VOCAB, 5 * 2 * VOCAB, 1):
+        monkeypatch.setattr(rows, "PREFIX_LOGITS", limit)
+        sizes = {name: [len(group) for group in rows.Rows(model, ids, 2, positions=at).groups()]
+                 for name, at in (("few", last), ("all", last | True))}  # fmt: skip
+        found[limit] = sizes, future_log_probs(model, ids, 2, positions=last, **call).log_probs[last]
+    sizes, (first, *others) = zip(*found.values(), strict=True)
+    assert [x["few"] for x in sizes] == [[6], [6], [5, 1], [1] * 6]
+    assert [x["all"] for x in sizes][0] == [6] and all(len(x["all"]) == 6 for x in sizes[1:])
+    assert all((first.exp() - other.exp()).abs().max() < 1e-6 for other in others)
 
 
 @pytest.mark.parametrize("padding", (1, 3))
