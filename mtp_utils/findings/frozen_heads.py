@@ -113,7 +113,7 @@ def as_far(run, backbone: Backbone, test: dict, like: Decided, all_budgets: bool
     return Decided(bench, arms.trained_out(run, bench, like.last.spec, how, most, gain=-np.inf))
 
 
-def again(run, backbone: Backbone, test: dict, first: Decided) -> Decided:
+def in_the_same_way(run, backbone: Backbone, test: dict, first: Decided) -> Decided:
     """The last of those heads on a backbone of another pre-training run, trained in the same way, at the same rates."""
     bench = deciding_bench(run, backbone, test, first.last.spec)
     return Decided(bench, [arms.trained_arm(run, bench, first.last.spec, first.last.training)])

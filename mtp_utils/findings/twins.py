@@ -30,7 +30,8 @@ def of(run, ntp: Decided, mtp: Backbone, offset2: Backbone, test: dict) -> Twins
 
 def second_run(run, first: Twins, ntp: Backbone, mtp: Backbone, offset2: Backbone, test: dict) -> Twins:
     """The same from another seed of pre-training: heads at the last budget alone, at the first run's rates, with one seed."""
-    return Twins(frozen_heads.again(run, ntp, test, first.ntp), frozen_heads.again(run, mtp, test, first.mtp), offset2)
+    sides = ((ntp, first.ntp), (mtp, first.mtp))
+    return Twins(*(frozen_heads.in_the_same_way(run, backbone, test, of) for backbone, of in sides), offset2)
 
 
 def dedicated(run, twins: Twins, test: dict, score=gaps.everywhere, **judge) -> pd.DataFrame:
