@@ -5,9 +5,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from .numbers import Title
 from .style import LABEL, MARKERS, NAMES, STYLE, errors, legend_beside, line, log_params, new_axes, new_grid, titled
 
-BUDGET = {"train_tokens": "positions the heads were trained on", "operations": "multiply-adds of training"}
+BUDGET = {"train_tokens": "positions trained on", "operations": "multiply-adds of training"}
 OFFSETS = {1: "ntp", 2: "offset2", 3: "offset3", 4: "offset4"}
 
 
@@ -23,7 +24,7 @@ def _counting(ax, controls: pd.DataFrame | None, corpus: str, metric: str, uprig
         draw(row.value, color=colour, linestyle=style, linewidth=1.2, label=NAMES.get(row.name, row.name) if label else None)
 
 
-def by_layer(summary: pd.DataFrame, metric: str, title: str, controls: pd.DataFrame | None = None) -> Figure:
+def by_layer(summary: pd.DataFrame, metric: str, title: Title, controls: pd.DataFrame | None = None) -> Figure:
     """A metric of each layer's probe (solid) and logit lens (dotted, offsets 1 and 2), a panel a corpus, a line an offset.
 
     summary: corpus, offset, layer, readout (`probe`, `lens`), metric, value, ...; controls: as in _counting."""
@@ -48,7 +49,7 @@ def by_layer(summary: pd.DataFrame, metric: str, title: str, controls: pd.DataFr
     return figure
 
 
-def by_layer_and_backbone(summary: pd.DataFrame, metric: str, title: str, controls: pd.DataFrame | None = None) -> Figure:
+def by_layer_and_backbone(summary: pd.DataFrame, metric: str, title: Title, controls: pd.DataFrame | None = None) -> Figure:
     """One offset's probes by layer, a panel a corpus, a line a backbone (`kind` names its style); controls: as in _counting."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     figure, axes = new_axes(len(corpora), width=4.0, height=3.4, sharey=True)
@@ -63,7 +64,7 @@ def by_layer_and_backbone(summary: pd.DataFrame, metric: str, title: str, contro
     return figure
 
 
-def similarity(table: pd.DataFrame, title: str) -> Figure:
+def similarity(table: pd.DataFrame, title: Title) -> Figure:
     """CKA of every two layers, a map a backbone. table: backbone, layer, other, cka."""
     names = list(dict.fromkeys(table["backbone"]))
     figure, axes = new_axes(len(names), width=3.3, height=3.2)
@@ -77,7 +78,7 @@ def similarity(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def mix_weights(table: pd.DataFrame, title: str) -> Figure:
+def mix_weights(table: pd.DataFrame, title: Title) -> Figure:
     """LayerMix's learned weights by layer, a panel a backbone, a line an offset. table: backbone, offset, layer, weight."""
     names = list(dict.fromkeys(table["backbone"]))
     figure, axes = new_axes(len(names), width=3.4, height=3.0, sharey=True)
@@ -92,7 +93,7 @@ def mix_weights(table: pd.DataFrame, title: str) -> Figure:
 
 
 def gaps_by_arm(
-    summary: pd.DataFrame, metric: str, title: str, xlabel: str, marks: tuple[float, ...] = (0.0,), controls=None
+    summary: pd.DataFrame, metric: str, title: Title, xlabel: str, marks: tuple[float, ...] = (0.0,), controls=None
 ) -> Figure:
     """A gap to the marginal for each arm, a panel a corpus, a marker an offset; lines at `marks` (zero: the marginal itself) and
     at the `controls` (as in _counting).
@@ -119,7 +120,7 @@ def gaps_by_arm(
     return figure
 
 
-def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figure:
+def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: Title) -> Figure:
     """Metrics against size: a row a metric, a column a corpus, a line per `name` (in STYLE).
 
     summary: corpus, n_params, name, metric, value, ...; metrics: name of the metric -> label of its axis."""
@@ -140,7 +141,7 @@ def by_size(summary: pd.DataFrame, metrics: dict[str, str], title: str) -> Figur
 
 
 def by_tokens(
-    summary: pd.DataFrame, metric: str, title: str, ylabel: str, controls: pd.DataFrame | None = None, x: str = "train_tokens"
+    summary: pd.DataFrame, metric: str, title: Title, ylabel: str, controls: pd.DataFrame | None = None, x: str = "train_tokens"
 ) -> Figure:
     """A gap, or cross_entropy, against the positions heads were trained on (or, with x="operations", against multiply-adds), a
     panel a corpus, a line an arm (`name`, in STYLE); controls: as in _counting."""
@@ -169,7 +170,7 @@ def _short(n: float) -> str:
     return f"{n / least:.0f}{unit}" if whole else f"{n / least:.2g}{unit}"
 
 
-def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: str, controls: pd.DataFrame) -> Figure:
+def against_ntp(table: pd.DataFrame, looks: dict[str, tuple[str, str]], title: Title, controls: pd.DataFrame) -> Figure:
     """Cross-entropy at offset 2 against what the next token lost, a panel a corpus, a marker for each arm in `looks`: arm ->
     (whose colour in STYLE, `open` or `full`); lines at the `controls` (as in _counting).
 

@@ -1,6 +1,23 @@
 """Numbers of a table as words, for titles."""
 
+from typing import NamedTuple
+
 import pandas as pd
+
+
+class Title(NamedTuple):
+    """A figure's title: what it shows (`said`), what was measured (`below`), and the numbers `of` each panel by its name,
+    without the `unit` that all of them have."""
+
+    said: str
+    below: str
+    of: dict[str, str] = {}
+    unit: str = ""
+
+    def __str__(self) -> str:
+        """All of it in two lines, for a figure that has no panel of these names."""
+        numbers = ", ".join(f"{name} {found}" for name, found in self.of.items())
+        return f"{self.said}{': ' if numbers else ''}{numbers}{self.unit if numbers else ''}\n{self.below}"
 
 
 def number(x: float) -> str:
@@ -13,9 +30,9 @@ def count(n: float) -> str:
     return f"{n / 1e6:.1f}M".replace(".0M", "M") if n >= 1e6 else f"{n / 1e3:.0f}k"
 
 
-def each(table: pd.DataFrame, of, column: str = "corpus") -> str:
-    """`translation <of its rows>, code <...>, ...`"""
-    return ", ".join(f"{name} {of(part)}" for name, part in table.groupby(column, sort=False))
+def each(table: pd.DataFrame, of, column: str = "corpus") -> dict[str, str]:
+    """{translation: <of its rows>, code: <...>, ...}"""
+    return {name: of(part) for name, part in table.groupby(column, sort=False)}
 
 
 def value(rows: pd.DataFrame, column: str = "value", **where) -> float:
@@ -25,14 +42,14 @@ def value(rows: pd.DataFrame, column: str = "value", **where) -> float:
     return float(rows[column].iloc[0]) if len(rows) else float("nan")
 
 
-def single(table: pd.DataFrame, column: str = "value", by: str = "corpus") -> str:
-    """`translation <the number of its one row>, code <...>, ...`"""
+def single(table: pd.DataFrame, column: str = "value", by: str = "corpus") -> dict[str, str]:
+    """{translation: <the number of its one row>, code: <...>, ...}"""
     return each(table, lambda part: number(value(part, column)), by)
 
 
-def beside(table: pd.DataFrame, column: str, names, sep: str = " / ") -> str:
-    """`translation <value where the column is the first name> / <the second>, code ...`"""
-    return each(table, lambda part: sep.join(number(value(part, **{column: name})) for name in names))
+def beside(table: pd.DataFrame, name: str, values, sep: str = " / ", column: str = "value") -> dict[str, str]:
+    """{translation: <number where `name` is the first of the values> / <the second>, code: <...>, ...}"""
+    return each(table, lambda part: sep.join(number(value(part, column, **{name: wanted})) for wanted in values))
 
 
 def ends(rows: pd.DataFrame, by: str, column: str = "value") -> str:

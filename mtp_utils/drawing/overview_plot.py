@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .numbers import beside
+from .numbers import Title, beside
 from .style import MARKERS, STYLE, errors, new_grid, titled
 
 METRICS = {"top1": "top-1 accuracy", "bits_per_character": "bits per character"}
@@ -42,9 +42,10 @@ def overview(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def title_of(table: pd.DataFrame) -> str:
+def title_of(table: pd.DataFrame) -> Title:
     """Top-1 of the next token and of the one after it, of the last model."""
     rows = table[(table.metric == "top1") & (table.model == table["model"].iloc[-1])]
     rows = rows[rows.n_params_total == rows["n_params_total"].max()]
-    found = beside(rows, "offset", (1, 2), " and ")
-    return f"Right about the next token and about the one after it: {found}\n{rows['model'].iloc[-1]}, trained for the next alone"
+    found = {PANELS.get(corpus, corpus): of for corpus, of in beside(rows, "offset", (1, 2), " and ").items()}
+    said = f"{rows['model'].iloc[-1]}, right about the next token and about the one after it"
+    return Title(said, "models trained for the next token alone", found)

@@ -6,10 +6,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from .numbers import Title
 from .style import LABEL, NAMES, SIZES, STYLE, errors, legend_beside, line, log_params, new_axes, titled
 
 
-def predicted_tokens(table: pd.DataFrame, title: str) -> Figure:
+def predicted_tokens(table: pd.DataFrame, title: Title) -> Figure:
     """Arg-max of the marginal by position and offset with its probability. table: position, offset, token, prob, right, after."""
     figure, (ax,) = new_axes(1, width=min(13, 1.5 + 0.95 * table["position"].nunique()), height=3.2)
     grid = table.pivot(index="offset", columns="position", values="prob")
@@ -32,7 +33,7 @@ def predicted_tokens(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def by_offset(summary: pd.DataFrame, metric: str, title: str, hue: str = "predictor") -> Figure:
+def by_offset(summary: pd.DataFrame, metric: str, title: Title, hue: str = "predictor") -> Figure:
     """A metric against the offset, one panel a corpus, one line per value of `hue` (in STYLE)."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     figure, axes = new_axes(len(corpora))
@@ -52,7 +53,7 @@ def by_offset(summary: pd.DataFrame, metric: str, title: str, hue: str = "predic
     return figure
 
 
-def truncation(summary: pd.DataFrame, title: str, exact: bool = True) -> Figure:
+def truncation(summary: pd.DataFrame, title: Title, exact: bool = True) -> Figure:
     """Captured mass, certified share and total variation against k, a line per corpus. summary: corpus, k, metric, value, ..."""
     metrics = {
         "captured_mass": "captured mass M",
@@ -72,7 +73,7 @@ def truncation(summary: pd.DataFrame, title: str, exact: bool = True) -> Figure:
     return figure
 
 
-def bias(summary: pd.DataFrame, title: str) -> Figure:
+def bias(summary: pd.DataFrame, title: Title) -> Figure:
     """Bias of cross-entropy, H and I against the exact sum, by estimator, a marker per corpus."""
     panels = {
         "cross_entropy_bias": "bias of cross-entropy [nats]",
@@ -103,7 +104,7 @@ def bias(summary: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def size(summary: pd.DataFrame, metric: str, title: str) -> Figure:
+def size(summary: pd.DataFrame, metric: str, title: Title) -> Figure:
     """Offsets 1 and 2 (those there are) against size, a panel a corpus; other seeds open, a little to the right.
 
     summary: offset, seed, n_params, corpus, metric, value, ..."""
@@ -125,7 +126,7 @@ def size(summary: pd.DataFrame, metric: str, title: str) -> Figure:
     return figure
 
 
-def offset_two_against_one(summary: pd.DataFrame, title: str) -> Figure:
+def offset_two_against_one(summary: pd.DataFrame, title: Title) -> Figure:
     """Top-1 at offset 2 against top-1 at offset 1, a point a backbone, a line a corpus."""
     figure, (ax,) = new_axes(1, width=5.2, height=4.2)
     table = summary[summary.metric == "top1"].pivot_table(
@@ -146,7 +147,7 @@ def offset_two_against_one(summary: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def grouped(summary: pd.DataFrame, column: str, metric: str, title: str, xlabel: str) -> Figure:
+def grouped(summary: pd.DataFrame, column: str, metric: str, title: Title, xlabel: str) -> Figure:
     """A metric by a category (token class, context length), a panel a corpus, a hue per rung from light to dark."""
     corpora = list(dict.fromkeys(summary["corpus"]))
     categories = list(dict.fromkeys(summary[column]))
@@ -174,7 +175,7 @@ def grouped(summary: pd.DataFrame, column: str, metric: str, title: str, xlabel:
     return figure
 
 
-def dose_response(summary: pd.DataFrame, title: str) -> Figure:
+def dose_response(summary: pd.DataFrame, title: Title) -> Figure:
     """Cross-entropy and top-1 at offset 2 against the true entropy: rungs from light to dark, the true m2 as gold line.
 
     summary: backbone (`grammar` for the truth), dose [nats], metric, value, ..."""
@@ -201,7 +202,7 @@ def dose_response(summary: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def differences(table: pd.DataFrame, title: str) -> Figure:
+def differences(table: pd.DataFrame, title: Title) -> Figure:
     """What was added to the cross-entropy and to the misses, by corpus, a marker per offset.
 
     table: corpus, offset, metric, value, ..."""
@@ -222,7 +223,7 @@ def differences(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def auroc(table: pd.DataFrame, title: str) -> Figure:
+def auroc(table: pd.DataFrame, title: Title) -> Figure:
     """AUROC of each criterion for a right arg-max at offset 2, a marker per corpus; chance drawn."""
     names = list(dict.fromkeys(table["criterion"]))
     figure, (ax,) = new_axes(1, width=6.2, height=3.4)

@@ -5,6 +5,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from .numbers import Title
 from .style import MARKERS, SIZES, STYLE, errors, legend_beside, new_axes, new_grid, titled
 
 DRAFTERS = {  # name -> colour, marker, line style
@@ -18,7 +19,7 @@ DRAFTERS = {  # name -> colour, marker, line style
 }
 
 
-def acceptance_by_offset(summary: pd.DataFrame, metric: str, title: str, ylabel: str) -> Figure:
+def acceptance_by_offset(summary: pd.DataFrame, metric: str, title: Title, ylabel: str) -> Figure:
     """The share of drafts accepted by offset, a panel a corpus, a line a drafter. summary: corpus, drafter, offset, metric,
     value, ci_low, ci_high."""
     corpora = list(dict.fromkeys(summary["corpus"]))
@@ -37,7 +38,7 @@ def acceptance_by_offset(summary: pd.DataFrame, metric: str, title: str, ylabel:
     return figure
 
 
-def tokens_by_nodes(table: pd.DataFrame, title: str) -> Figure:
+def tokens_by_nodes(table: pd.DataFrame, title: Title) -> Figure:
     """Tokens a pass against the number of drafted tokens, a panel a corpus, a line a drafter. table: corpus, drafter, nodes,
     value, ci_low, ci_high."""
     corpora = list(dict.fromkeys(table["corpus"]))
@@ -57,7 +58,7 @@ def tokens_by_nodes(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def speeds(summary: pd.DataFrame, title: str) -> Figure:
+def speeds(summary: pd.DataFrame, title: Title) -> Figure:
     """Speed of each way of decoding as a ratio to plain greedy decoding (1: as fast), a panel a corpus, a marker a rung from
     light to dark; the speed that tokens a pass and seconds a pass predict as a ring. summary: corpus, backbone, way, metric
     (greedy_ratio, predicted), value, ci_low, ci_high."""
@@ -81,7 +82,7 @@ def speeds(summary: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def against_acceptance(table: pd.DataFrame, columns: dict[str, str], title: str) -> Figure:
+def against_acceptance(table: pd.DataFrame, columns: dict[str, str], title: Title) -> Figure:
     """Acceptance at offset 2 of each kind of heads against what was known of it before: a row a column of the table, a panel a
     corpus, a marker a rung. table: corpus, backbone, acceptance and the columns; columns: name -> label of its axis."""
     corpora, rungs = (list(dict.fromkeys(table[name])) for name in ("corpus", "backbone"))
@@ -98,7 +99,7 @@ def against_acceptance(table: pd.DataFrame, columns: dict[str, str], title: str)
     return figure
 
 
-def scorecard(verdicts: pd.DataFrame, thresholds: dict[str, float], title: str) -> Figure:
+def scorecard(verdicts: pd.DataFrame, thresholds: dict[str, float], title: Title) -> Figure:
     """Each claim's effect with its interval, in its own unit, and the line it has to lie right of. verdicts: claim, contrast,
     effect, ci_low, ci_high, verdict."""
     figure, grid = new_grid(len(verdicts), 1, width=7.6, height=0.85 + 0.6 / len(verdicts))

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from .numbers import Title
 
 STYLE = {  # name -> colour, marker, line style
     "marginal": ("#000000", "o", "-"),
@@ -88,14 +90,20 @@ def new_grid(rows: int, columns: int, width: float, height: float, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def titled(figure: Figure, title: str) -> None:
-    """The figure's title, each of its lines in as many as the figure's width asks for; and the label of the first panel's values
-    at the first of every row."""
+def titled(figure: Figure, title: Title) -> None:
+    """The figure's title, each of its lines in as many as the figure's width asks for: the numbers of a panel below the panel's
+    own name, or behind what is said where there are no such panels. And the label of the first panel's values at the first of
+    every row."""
     for ax in figure.axes[1:]:
         at = ax.get_subplotspec()
         if at and at.is_first_col() and not ax.get_ylabel():
             ax.set_ylabel(figure.axes[0].get_ylabel())
-    lines = [part for line in title.split("\n") for part in _broken(line, int(11 * figure.get_figwidth()))]
+    panels = {ax.get_title(): ax for ax in reversed(figure.axes)}  # of several rows the first
+    if title.of and title.of.keys() <= panels.keys():
+        for name, found in title.of.items():
+            panels[name].set_title(f"{name}\n{found}{title.unit}", fontsize=11)
+        title = title._replace(of={})
+    lines = [part for line in str(title).split("\n") for part in _broken(line, int(11 * figure.get_figwidth()))]
     figure.suptitle("\n".join(lines), fontsize=12)
 
 
@@ -143,6 +151,6 @@ def log_params(ax, n_params) -> None:
     ax.set_xscale("log")
     ticks = sorted(set(n_params))
     ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticklabels([f"{t / 1e6:.1f}M" if t >= 1e6 else f"{t / 1e3:.0f}k" for t in ticks])
     ax.set_xlabel("parameters without embeddings")

@@ -9,7 +9,7 @@ import pytest
 from toy_run import ROOT
 
 from mtp_utils.drawing import titles
-from mtp_utils.drawing.numbers import count, number
+from mtp_utils.drawing.numbers import Title, count, number
 from mtp_utils.drawing.style import new_axes, titled
 
 
@@ -38,16 +38,16 @@ LINK = pd.DataFrame({"of": ["KL", "greedy accuracy"], "value": [0.63, -0.31], "c
 @pytest.mark.parametrize(
     ("title", "says"),
     [
-        (titles.against_counting(CONTROLLED, "top1", "w256"), "code .65 where counting reaches .22, prose .65 where counting"),
-        (titles.against_counting(CONTROLLED.assign(metric="l"), "l", "w"), "ahead: code .65 nats where counting reaches .10"),
-        (titles.size(SIZES[SIZES.n_params == 300_000]), "at 300k parameters costs: code 3.00, prose 3.00 nats"),
-        (titles.frozen_heads(KINDS, "block, last layer", "w256", 65_536), "After 65,536 positions the best kind of heads"),
-        (titles.frozen_heads(KINDS, "block, last layer", "w256", 65_536), "the marginal by: code 1.86, prose 1.86 nats"),
+        (titles.against_counting(CONTROLLED, "top1", "w256"), "and of the best counting model: code .65 against .22, prose .65"),
+        (titles.against_counting(CONTROLLED.assign(metric="l"), "l", "w"), "code .65 against .10, prose .65 against .10 nats"),
+        (titles.size(SIZES[SIZES.n_params == 300_000]), "costs at 300k parameters: code 3.00, prose 3.00 nats"),
+        (titles.frozen_heads(KINDS, "block, last layer", "w256", 65_536), "best kind of heads above the marginal after 65,536"),
+        (titles.frozen_heads(KINDS, "block, last layer", "w256", 65_536), "positions: code 1.86, prose 1.86 nats"),
         (titles.mix_weights(MIX), "leaves there: a .90, b .80"),
-        (titles.size(SIZES), "The token after next at 20k to 4.8M parameters costs: code 5.40 to 1.90, prose 5.40"),
+        (titles.size(SIZES), "What the token after next costs at 20k to 4.8M parameters: code 5.40 to 1.90, prose 5.40"),
         (titles.ladder(SIZES.assign(value=-SIZES["value"])), "code -5.40 to -1.90"),
-        (titles.budgets(BUDGETS, "w64"), "On 262k tokens joint and frozen heads lie above the marginal by: code 1.17 and 1.52"),
-        (titles.by_operations(BUDGETS.assign(operations=[4.0, 1.0, 4.0] * 2), "w64"), "frozen heads reach: code 1.17 and .97"),
+        (titles.budgets(BUDGETS, "w64"), "Joint and frozen heads above the marginal after 262k positions: code 1.17 and 1.52"),
+        (titles.by_operations(BUDGETS.assign(operations=[4.0, 1.0, 4.0] * 2), "w64"), "in as many operations: code 1.17 and .97"),
         (titles.lowest(TWINS, "by a probe"), "ntp backbone / mtp twin: code 4.98 / 3.34"),
         (titles.shares(SHARES, "joint, 4x", "w64"), "Joint, 4x, closes of the frozen heads' gap: code .23, prose .23"),
         (titles.shares(NONE, "joint, 4x", "w64"), "code -, prose -"),
@@ -56,7 +56,16 @@ LINK = pd.DataFrame({"of": ["KL", "greedy accuracy"], "value": [0.63, -0.31], "c
     ],
 )
 def test_a_title_says_the_numbers_of_its_table(title, says):
-    assert says in title and len(title.split("\n")) == 2
+    assert says in str(title) and len(str(title).split("\n")) == 2
+
+
+def test_the_numbers_of_a_panel_stand_below_its_name():
+    figure, axes = new_axes(2)
+    for ax, name in zip(axes, ("code", "prose"), strict=True):
+        ax.set_title(name)
+    titled(figure, titles.size(SIZES))
+    assert [ax.get_title() for ax in axes] == ["code\n5.40 to 1.90 nats", "prose\n5.40 to 1.90 nats"]
+    assert "nats" not in figure.get_suptitle() and "20k to 4.8M parameters" in figure.get_suptitle()
 
 
 def test_numbers_have_two_decimals_and_counts_their_unit():
@@ -67,13 +76,14 @@ def test_numbers_have_two_decimals_and_counts_their_unit():
 
 def test_a_long_title_is_broken_and_its_second_line_stays_one():
     figure, _ = new_axes(1, width=4)
-    titled(figure, "a word " * 20 + "\nladder/w256")
+    titled(figure, Title("a word " * 20, "ladder/w256"))
     lines = figure.get_suptitle().split("\n")
     assert max(map(len, lines)) <= 44 and len(lines) > 3 and lines[-1] == "ladder/w256"
-    titled(figure, "The token after next costs: translation 4.77 to 1.31, code 5.06 to 3.00, prose 5.44 to 3.93 nats")
-    lines = figure.get_suptitle().split("\n")
+    found = {"translation": "4.77 to 1.31", "code": "5.06 to 3.00", "prose": "5.44 to 3.93"}
+    titled(figure, Title("The token after next costs", "ladder/w256", found, " nats"))  # there are no panels of these names
+    *lines, below = figure.get_suptitle().split("\n")
     assert all(line.endswith((",", ":", "nats")) for line in lines) and max(map(len, lines)) - min(map(len, lines)) < 20
-    titled(figure, "The loss grows by: translation .03, prose .03 nats (joint, 4x); .96 (joint, 1x)")
+    titled(figure, Title("The loss grows by: translation .03, prose .03 nats (joint, 4x); .96 (joint, 1x)", ""))
     lines = figure.get_suptitle().split("\n")
     assert len(lines) > 1 and all(line.count("(") == line.count(")") for line in lines)
 
