@@ -11,7 +11,6 @@ from ..base.files import sha256, write_atomic
 from ..base.profiles import PROFILES, with_own
 from ..base.records import read_table, write_table
 from ..drawing.overview_plot import overview
-from ..findings.claims import CONTRASTS
 
 GEMMA = with_own(PROFILES["pretrained"], {"gemma3-270m": "gemma3-270m"}, None).name
 RUNS = {  # name of the models -> (folder below figures/, profile of the run that is published there)
@@ -27,12 +26,19 @@ ALT = (
 )
 
 WORDS = """\
-*Ladder*: our five models, w16 to w256 by width, each a *rung*. *Texts*: translation (German, by a grammar), code (Python), prose
-(its docstrings), catalogues (German interface texts, by people). *Marginal*: the model's own prediction of the token after next,
-the one between summed out. *Top-1*: the share that its likeliest token is right; *nats*: log-loss, less is better. *Skip-bigram*,
-*skip-trigram*: counting what comes two behind the current token, or behind the last two. **Reproduced**: in every corpus and
-seed, the interval beyond what it has to exceed; **partly**: in some corpora; **not reproduced**: on the other side in all;
-**contradicted**: so in some; **inconclusive**: none of these, or heads that are not ahead of counting.
+**Words.** *Offset* k: k tokens ahead, 1 the next token, 2 the one after it. *Marginal*: a model's own prediction at offset 2,
+the token between summed out. *Heads*: small networks on a backbone's hidden states that predict offsets from 2 on in one pass;
+*frozen* where the backbone stays as it was, *joint* where it is trained along. *Twin*: of the same shape and text, pre-trained
+for several tokens at once (MTP) or for offset 2 alone, where the others are for the next token (NTP). *Position*: a token whose
+future is predicted. *Counting*: unigram; skip-bigram and skip-trigram (what came two behind the current token, or behind the
+last two); cache n-gram model (up to three tokens, and the document's own words). *Ladder*: our five models, w16 to w256 by
+width. *Texts*: translation (German, by a grammar), code (Python), prose (its docstrings), catalogues (German interface texts,
+by people). *Top-1*: the share of positions whose likeliest token is right; *nats*: log-loss, less is better.
+
+**Verdicts.** *Reproduced*: the effect is above 0 in every corpus (p below .05, adjusted over corpora) and in every seed.
+*Partly*: in some corpora, or not in every seed, or some cannot be tested, as the model loses to counting at the next token
+there. *Not reproduced*: at or below 0 in all. *Contradicted*: clearly so in some. *Inconclusive*: none of these, or heads that
+are not ahead of unigram, skip-bigram and skip-trigram on validation, whatever their effect.
 """
 
 
@@ -42,14 +48,13 @@ def published(root: Path) -> dict[str, Path]:
 
 
 def findings(root: Path) -> str:
-    """The words of the README's table, and the table: a row a claim, what decides it, and a column for each published run with
-    verdict and effect."""
+    """The words of the README's table, and the table: a row a claim, a column for each published run with verdict and effect."""
     folders = published(root)
     cells = {name: _cells((folder / "scorecard.md").read_text("utf-8")) for name, folder in folders.items()}
-    lines = ["| " + " | ".join(["claim", "what decides it", *cells]) + " |", "|---" * (2 + len(cells)) + "|"]
+    lines = ["| " + " | ".join(["claim", *cells]) + " |", "|---" * (1 + len(cells)) + "|"]
     for claim, words in artifacts.CLAIMS.items():
         found = [column.get(claim, "not yet tested") for column in cells.values()]
-        lines.append("| " + " | ".join([f"**{claim}** {words}", CONTRASTS[claim].quantity, *found]) + " |")
+        lines.append("| " + " | ".join([f"**{claim}** {words}", *found]) + " |")
     return "\n".join([WORDS, *lines])
 
 
