@@ -58,6 +58,11 @@ def ends(rows: pd.DataFrame, by: str, column: str = "value") -> str:
     return span(values.iloc[0], values.iloc[-1]) if len(values) > 1 else number(values.iloc[0])
 
 
+def across(table: pd.DataFrame, by: str) -> dict[str, str]:
+    """{translation: <value at the least of a column> to <value at the largest>, code: <...>, ...}"""
+    return each(table, lambda part: ends(part, by))
+
+
 def span(first: float, last: float, form=number) -> str:
     """`<first> to <last>`, or what both are."""
     return form(first) if first == last else f"{form(first)} to {form(last)}"

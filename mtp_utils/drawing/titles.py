@@ -5,7 +5,7 @@ Numbers are those of the largest backbone in the table; corpora come in the tabl
 
 import pandas as pd
 
-from .numbers import Title, beside, count, each, ends, number, single, span, value
+from .numbers import Title, across, beside, count, each, ends, number, single, span, value
 
 CONTROLS = ("unigram", "skip_bigram", "skip_trigram", "cache_ngram")
 
@@ -20,8 +20,8 @@ def offsets(table: pd.DataFrame, backbone: str) -> Title:
 def ladder(summary: pd.DataFrame) -> Title:
     """00: next-token loss of the smallest and the largest backbone."""
     rows = summary[summary.seed == summary["seed"].min()]
-    found = each(rows, lambda part: ends(part, "n_params"))
-    return Title(f"What the next token costs at {_sizes(rows)} parameters", "held-out loss, all tokens", found, " nats")
+    said = f"What the next token costs at {_sizes(rows)} parameters"
+    return Title(said, "held-out loss, all tokens", across(rows, "n_params"), " nats")
 
 
 def against_counting(summary: pd.DataFrame, metric: str, backbone: str) -> Title:
@@ -66,8 +66,8 @@ def size(summary: pd.DataFrame) -> Title:
     """02: cross-entropy at offset 2 of the smallest and the largest backbone."""
     rows = summary[(summary.offset == 2) & (summary.metric == "cross_entropy")]
     rows = rows[rows.seed == rows["seed"].min()]
-    said, found = f"What the token after next costs at {_sizes(rows)} parameters", each(rows, lambda part: ends(part, "n_params"))
-    return Title(said, "the marginal, and the next token beside it", found, " nats")
+    said = f"What the token after next costs at {_sizes(rows)} parameters"
+    return Title(said, "the marginal, and the next token beside it", across(rows, "n_params"), " nats")
 
 
 def offset_two_against_one(summary: pd.DataFrame) -> Title:
@@ -160,8 +160,7 @@ def by_tokens(summary: pd.DataFrame, what: str) -> Title:
     """04: the gap at the least and at the most tokens."""
     rows = summary[summary.metric == "excess_ce"]
     tokens = span(rows["train_tokens"].min(), rows["train_tokens"].max(), count)
-    found = each(rows, lambda part: ends(part, "train_tokens"))
-    return Title(f"The gap to the marginal after {tokens} positions", what, found, " nats")
+    return Title(f"The gap to the marginal after {tokens} positions", what, across(rows, "train_tokens"), " nats")
 
 
 def labels(summary: pd.DataFrame, backbone: str) -> Title:
@@ -175,8 +174,8 @@ def labels(summary: pd.DataFrame, backbone: str) -> Title:
 def by_size(summary: pd.DataFrame) -> Title:
     """04: the gap of the smallest and of the largest backbone's heads."""
     rows = summary[(summary["metric"] == "gap") & (summary["name"] == "frozen")]
-    said, found = f"The heads' gap to the marginal at {_sizes(rows)} parameters", each(rows, lambda part: ends(part, "n_params"))
-    return Title(said, "offset 2: marginal, best frozen head, gap", found, " nats")
+    said = f"The heads' gap to the marginal at {_sizes(rows)} parameters"
+    return Title(said, "offset 2: marginal, best frozen head, gap", across(rows, "n_params"), " nats")
 
 
 def budgets(summary: pd.DataFrame, backbone: str) -> Title:

@@ -82,6 +82,7 @@ def test_a_long_title_is_broken_and_its_second_line_stays_one():
     found = {"translation": "4.77 to 1.31", "code": "5.06 to 3.00", "prose": "5.44 to 3.93"}
     titled(figure, Title("The token after next costs", "ladder/w256", found, " nats"))  # there are no panels of these names
     *lines, below = figure.get_suptitle().split("\n")
+    assert below == "ladder/w256"
     assert all(line.endswith((",", ":", "nats")) for line in lines) and max(map(len, lines)) - min(map(len, lines)) < 20
     titled(figure, Title("The loss grows by: translation .03, prose .03 nats (joint, 4x); .96 (joint, 1x)", ""))
     lines = figure.get_suptitle().split("\n")
