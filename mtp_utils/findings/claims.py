@@ -81,15 +81,17 @@ CONTRASTS = {
         "last rung or the one that the profile names",
         "cross-entropy [nats]",
         f"the same sign in every training seed; rates settled at the smallest budget and tried again at each larger one, as "
-        f"often on either side; {COUNTING}",
+        f"often on either side; {COUNTING_KNOWN}",
         "2026-11-26",
+        corpora=KNOWN_CORPORA,
     ),
     "C4b": Contrast(
         "cross-entropy of frozen heads minus that of heads trained together with their backbone, in as many operations: multiply-"
         "adds of forward and backward passes, those that make the frozen heads' states among them, on the rung of C4a",
         "cross-entropy [nats]",
-        f"as C4a; {COUNTING}",
+        f"as C4a; {COUNTING_KNOWN}",
         "2026-11-26",
+        corpora=KNOWN_CORPORA,
     ),
     "C4c": Contrast(
         "cross-entropy of heads trained together with their backbone minus that of the base model's marginal, on the rung of C4a",

@@ -169,14 +169,15 @@ def shares_closed(ours: pd.DataFrame, against: pd.DataFrame) -> pd.DataFrame:
 
 
 def c4_ahead(
-    claim: str, effects: pd.DataFrame, backbone: str, what: str, seeds: tuple[int, ...], behind: list[str] = ()
-) -> Verdict:
+    claim: str, effects: pd.DataFrame, backbone: str, what: str, seeds: tuple[int, ...], behind: list[str] = (),
+    unknown: tuple[str, ...] = (),
+) -> Verdict:  # fmt: skip
     """C4a (at equal tokens) and C4b (at equal operations): joint heads are ahead of frozen ones in every corpus and seed.
-    effects: of ahead_effects; behind: the corpora in which either are not ahead of counting."""
+    effects: of ahead_effects; behind: the corpora in which either are not ahead of counting; unknown: as in `c3a`."""
     equal = {"C4a": "tokens", "C4b": "operations"}[claim]
     words = f"cross-entropy of frozen heads minus that of joint ones at equal {equal}"
     contrast = f"{backbone}, offset 2, data labels ({what}): {words}"
-    return _gap_verdict(claim, effects, contrast, seeds, behind, text=_alone(seeds))
+    return _gap_verdict(claim, effects, contrast, seeds, behind, unknown, _alone(seeds))
 
 
 def c4c(

@@ -139,6 +139,8 @@ def test_joint_heads_are_ahead_where_the_data_say_so_and_contradicted_where_they
     effects = head_claims.ahead_effects(scores(0.3, stream=1), pd.concat(mixed))
     assert head_claims.c4_ahead(claim, effects, "b", "block", (0, 1, 2)).verdict == "contradicted in some corpora"
     assert head_claims.c4_ahead(claim, effects, "b", "block", (0, 1, 2), ["prose"]).verdict == "inconclusive"
+    known = head_claims.c4_ahead(claim, effects, "b", "block", (0, 1, 2), ["prose"], ("prose",))
+    assert known.verdict == "partly" and "Not testable on prose" in known.text and known.effect > 0
     assert "One training seed: exploratory" in head_claims.c4_ahead(claim, effects, "b", "block", (0,)).text
 
 
