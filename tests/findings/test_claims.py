@@ -32,9 +32,9 @@ HELD = {  # sha256 of what decides a claim -> how many dated changes stand besid
     "C2 (data)": ("b58eb10db56e08d5", 1),
     "C3a": ("757c9b601f23d7e8", 4),
     "C3b": ("38ba25257e800f50", 5),
-    "C4a": ("349c0b1f63734771", 6),
-    "C4b": ("eaaf19ff966a1f6b", 6),
-    "C4c": ("9f9afbc0768b8f29", 5),
+    "C4a": ("349c0b1f63734771", 7),
+    "C4b": ("eaaf19ff966a1f6b", 7),
+    "C4c": ("9f9afbc0768b8f29", 6),
 }
 
 
