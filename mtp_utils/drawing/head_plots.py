@@ -163,6 +163,26 @@ def by_tokens(
     return figure
 
 
+def pace(curves: pd.DataFrame, title: Title) -> Figure:
+    """Loss on validation against positions on the way, a panel for each thing that is changed, a line for each way.
+
+    curves: panel, name, positions, value, ci_low, ci_high."""
+    panels = list(dict.fromkeys(curves["panel"]))
+    figure, axes = new_axes(len(panels), width=4.6, height=3.6, sharey=True)
+    for ax, panel in zip(axes, panels, strict=True):
+        for i, name in enumerate(dict.fromkeys(curves[curves.panel == panel]["name"])):
+            rows = curves[(curves.panel == panel) & (curves.name == name) & (curves.positions > 0)]
+            look = {"color": sns.color_palette("colorblind")[i], "marker": MARKERS[i], "linestyle": "-" if i % 2 else "--"}
+            ax.errorbar(
+                rows["positions"], rows["value"], yerr=errors(rows), markersize=4, capsize=2, linewidth=1.2, label=name, **look
+            )
+        ax.set(title=panel, xlabel="positions trained on", ylabel=LABEL["cross_entropy"] if ax is axes[0] else "")
+        ax.xaxis.set_major_formatter(lambda x, _: _short(x) if x else "0")
+        ax.legend(fontsize=7)
+    titled(figure, title)
+    return figure
+
+
 def _short(n: float) -> str:
     """A number of positions or operations: 66k, 2.1M, 3.5T."""
     unit, least = next(((u, x) for u, x in (("T", 1e12), ("G", 1e9), ("M", 1e6)) if n >= x), ("k", 1e3))

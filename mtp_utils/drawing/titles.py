@@ -163,6 +163,12 @@ def by_tokens(summary: pd.DataFrame, what: str) -> Title:
     return Title(f"The gap to the marginal after {tokens} positions", what, across(rows, "train_tokens"), " nats")
 
 
+def pace(helped: pd.DataFrame, what: str, positions: int) -> Title:
+    """04: the loss at the end of the worst and of the best way, by what is changed."""
+    found = each(helped, lambda part: span(part["loss"].max(), part["loss"].min()), "panel")
+    return Title(f"Heads' loss two tokens ahead after {count(positions)} positions, worst and best way", what, found, " nats")
+
+
 def labels(summary: pd.DataFrame, backbone: str) -> Title:
     """04: the gap by what the heads were trained on."""
     rows = summary[summary.metric == "kl_to_marginal"]

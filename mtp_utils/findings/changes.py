@@ -55,9 +55,9 @@ KNOWN_JOINT = (
 EACH_BUDGET = (
     "2026-11-29",
     "overnight, which is what is published, has five trials of rates at every budget on either side: the backbone's is tried "
-    "again at each. Until then 5, 2 and 2, as in the default profile, which left the backbone's where the smallest budget had put it. "
-    "Seen before, at three seeds (translation / code / prose): joint heads ahead by 0.30 / 0.09 / 0.05 nats at equal tokens, by "
-    "0.03 / -0.02 / -0.03 at equal operations, and 0.95 / 1.22 / 0.65 behind the marginal",
+    "again at each. Until then 5, 2 and 2, as in the default profile, which left the backbone's where the smallest budget had "
+    "put it. Seen before, at three seeds (translation / code / prose): joint heads ahead by 0.30 / 0.09 / 0.05 nats at equal "
+    "tokens, by 0.03 / -0.02 / -0.03 at equal operations, and 0.95 / 1.22 / 0.65 behind the marginal",
 )
 C4_HISTORY = (  # of the one claim C4, which C4a, C4b and C4c were
     (
