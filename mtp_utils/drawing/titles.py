@@ -171,9 +171,9 @@ def pace(helped: pd.DataFrame, what: str, positions: int) -> Title:
 
 def labels(summary: pd.DataFrame, backbone: str) -> Title:
     """04: the gap by what the heads were trained on."""
-    rows = summary[summary.metric == "kl_to_marginal"]
+    rows = summary[summary.metric == "excess_ce"]
     arms = list(dict.fromkeys(rows["arm"]))
-    said = f"KL to the marginal of heads trained on {' / '.join(arm.removeprefix('trained on ') for arm in arms)}"
+    said = f"The gap to the marginal of heads trained on {' / '.join(arm.removeprefix('trained on ') for arm in arms)}"
     return Title(said, f"{backbone}, offset 2", beside(rows, "arm", arms), " nats")
 
 

@@ -16,6 +16,7 @@ from .changes import CHANGES
 ALPHA = 0.05
 OFFSET = 2
 LABELS = "data"
+POWER = 1.96 + 0.84  # standard errors that an effect needs for 80 % power at a two-sided 5 %
 DOUBLING = 0.10  # C4c: a last doubling of the tokens that closes more of the gap than this leaves it open whether one remains
 
 
@@ -127,6 +128,11 @@ class Verdict:
     n: int
     verdict: str
     text: str
+
+
+def found_with_80(row) -> float:
+    """The least effect that a 95 % interval of this width (ci_low, ci_high) would have found with 80 % power."""
+    return POWER * (row["ci_high"] - row["ci_low"]) / (2 * 1.96)
 
 
 def verdict_on(claim: str, contrast: str, row, seeds: tuple[int, ...], verdict: str, text: str) -> Verdict:

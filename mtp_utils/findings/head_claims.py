@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from . import metrics
-from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, decide_known, not_testable, verdict_on
+from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, decide_known, found_with_80, not_testable, verdict_on
 from .counting import PREDICTORS
 
 ONE_RUN = " One pre-training run of each backbone: the spread between those is not in the interval."
@@ -32,9 +32,11 @@ def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None
     parts += [(x.mean().var(ddof=1) / x.shape[1], x.shape[1] - 1) for x in units if x.shape[1] > 1]
     error, freedom = metrics.combined_error(parts)
     each = [*(ours.mean() - units[1].mean().mean()), *(units[0].mean().mean() - theirs.mean())]
+    interval = metrics.t_interval(value, error, freedom)
     return {
         "effect": value,
-        **metrics.t_interval(value, error, freedom),
+        **interval,
+        "found_with_80": found_with_80(interval),
         "se_documents": float(parts[0][0] ** 0.5),
         "se_seeds": float(sum(v for v, _ in parts[1:]) ** 0.5),
         "seeds_agree": bool((np.sign(each) == np.sign(value)).all()),

@@ -6,10 +6,9 @@ import pandas as pd
 from scipy import stats
 
 from . import metrics
-from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, decide_known, not_testable, verdict_on
+from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, decide_known, found_with_80, not_testable, verdict_on
 from .counting import CONTROLS, PREDICTORS
 
-POWER = 1.96 + 0.84  # standard errors that an effect needs for 80 % power at a two-sided 5 %
 TRANSLATIONS = ("translation", "catalogues")  # whose continuation is nearly given by the text before; by our grammar, by people
 
 
@@ -33,9 +32,8 @@ def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | N
                     known = everywhere[(everywhere.corpus == corpus) & (everywhere.predictor == control)]
                     found = metrics.paired_with(marginal, theirs, column, known.drop(columns="predictor"))
                 found |= {f"plain_{name}": plain[name] for name in ("effect", "ci_low", "ci_high")}
-                least = POWER * (found["ci_high"] - found["ci_low"]) / (2 * 1.96)
                 row = {"corpus": corpus, "offset": offset, "metric": metric, "control": control, **found}
-                rows.append(row | {"found_with_80": least})
+                rows.append(row | {"found_with_80": found_with_80(found)})
     return pd.DataFrame(rows)
 
 
@@ -110,11 +108,13 @@ def slopes(
         between = float(sum(w**2 * run_variance / len(by_rung[r]) for w, r in zip(weights, rungs, strict=True)))
         error, effective = metrics.combined_error([(np.var(draws, ddof=1), len(ce) - 1), (between, freedom)])
         per_seed = _slopes_by_seed(ce, runs, n_params, repeated)
+        interval = metrics.t_interval(slope, error, effective)
         rows.append(
             {
                 "corpus": corpus,
                 "slope": slope,
-                **metrics.t_interval(slope, error, effective),
+                **interval,
+                "found_with_80": found_with_80(interval),
                 "se_documents": float(np.std(draws, ddof=1)),
                 "se_runs": between**0.5,
                 "run_sd": float(run_variance**0.5),
@@ -220,7 +220,8 @@ def between_kinds(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
                 parts = [(x.var(ddof=1) / len(x), len(x) - 1) for x in (a, b)]
                 effect, found = a.mean() - b.mean(), metrics.combined_error(parts)
                 row = {"kind": near, "against": other, "measure": name, "effect": effect}
-                rows.append(row | metrics.t_interval(effect, *found) | {"n_documents": len(a) + len(b)})
+                row |= metrics.t_interval(effect, *found)
+                rows.append(row | {"n_documents": len(a) + len(b), "found_with_80": found_with_80(row)})
     return pd.DataFrame(rows)
 
 

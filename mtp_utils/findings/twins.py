@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..backbones.load import Backbone
-from . import arms, frozen_heads, gaps, head_claims, head_measures, layer_readings, layers, stored
+from . import arms, frozen_heads, gaps, head_claims, head_measures, layer_readings, layers, metrics, stored
 from .frozen_heads import Decided
 
 
@@ -67,28 +67,47 @@ def behind_by_budget(run, twins: Twins) -> pd.DataFrame:
 
 
 def decomposition(run, twins: Twins, test: dict) -> pd.DataFrame:
-    """By corpus the frozen heads' gap to the marginal in two parts, nats at offset 2: to a model of the same size trained on
-    offset 2 alone, and from that to the marginal. The second part is the price of one pass, and no specialisation."""
+    """By corpus the frozen heads' gap to the marginal in two parts, nats at offset 2, with their intervals: to a model of the
+    same size trained on offset 2 alone, and from that to the marginal. The second part is the price of one pass, and no
+    specialisation."""
     frozen = gaps.scored(run, twins.ntp.bench, twins.ntp.seeded(run))
     alone = dedicated(run, twins, test, gaps.scored, base=twins.judge)
-    means = [x[x.label_source == "data"].groupby("corpus", sort=False) for x in (frozen, alone)]
-    table = pd.DataFrame({"frozen heads": -means[0]["log_prob"].mean(), "one pass for offset 2": -means[1]["log_prob"].mean()})
-    table["marginal"] = -means[1]["marginal_log_prob"].mean()
-    table["heads - one pass"] = table["frozen heads"] - table["one pass for offset 2"]
-    return table.assign(**{"one pass - marginal": table["one pass for offset 2"] - table["marginal"]})
+    frozen, alone = (x[x.label_source == head_claims.LABELS] for x in (frozen, alone))
+    rows = []
+    for corpus, ours in frozen.groupby("corpus", sort=False):
+        theirs = alone[alone.corpus == corpus]
+        losses = {"frozen heads": ours["log_prob"], "one pass": theirs["log_prob"], "marginal": theirs["marginal_log_prob"]}
+        row = {"corpus": corpus} | {name: -x.mean() for name, x in losses.items()}
+        parts = {"heads - one pass": (theirs, "log_prob", ours), "one pass - marginal": (theirs, "excess_ce")}
+        for name, of in parts.items():
+            found = head_claims.seeded_effect(*of)
+            row |= {name: found["effect"], f"{name}, low": found["ci_low"], f"{name}, high": found["ci_high"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def beside(run, twins: Twins, test: dict) -> pd.DataFrame:
-    """What has to be known beside C3b: each twin's own next-token loss by corpus [nats/token], and the layer from which a probe
-    reads offset 2 best on validation (of the layers that notebook 03 probes)."""
+def next_token_cost(run, twins: Twins, test: dict) -> pd.DataFrame:
+    """By corpus each twin's own next-token loss [nats/token], and how far the MTP twin's lies above the NTP backbone's (effect,
+    paired by document, with its interval): what its lead at offset 2 costs."""
+    losses = []
+    for backbone in (twins.judge, twins.mtp.bench.backbone):
+        for part, states in arms.bench_of(run, backbone, test).test.values():
+            given = {"features": states, "blocks": part}
+            losses.append(run.measure(f"04_ntp_{stored.stem_of(backbone, part)}", head_measures.states_ntp_table, **given))
+    rows, losses = [], pd.concat(losses)
+    for corpus, part in losses.groupby("corpus", sort=False):
+        mtp, ntp = (part[part.backbone == b.name] for b in (twins.mtp.bench.backbone, twins.judge))
+        means = {"NTP": ntp["cross_entropy"].mean(), "MTP": mtp["cross_entropy"].mean()}
+        rows.append({"corpus": corpus} | means | metrics.paired(mtp, ntp, "cross_entropy"))
+    return pd.DataFrame(rows).drop(columns=["p", "n_positions"])
+
+
+def best_layers(run, twins: Twins, test: dict) -> pd.DataFrame:
+    """The layer from which a probe reads offset 2 best on validation (of the layers that notebook 03 probes), by twin."""
     rows = []
     for name, backbone in (("NTP", twins.judge), ("MTP", twins.mtp.bench.backbone)):
-        bench, row = arms.bench_of(run, backbone, test), {"backbone": backbone.name, "trained for": name}
-        for corpus, (part, states) in bench.test.items():
-            given = {"features": states, "blocks": part}
-            found = run.measure(f"04_ntp_{stored.stem_of(backbone, part)}", head_measures.states_ntp_table, **given)
-            row[f"next token, {corpus}"] = found["cross_entropy"].mean()
-        probes = layer_readings.probe_arms(run, bench, run.profile.probe_offsets)
-        row["offset 2 read best at layer"] = layer_readings.best_layer(probes, 2)
-        rows.append(row | {"of layers 0 to": bench.train.layers[-1]})
+        bench = arms.bench_of(run, backbone, test)
+        best = layer_readings.best_layer(layer_readings.probe_arms(run, bench, run.profile.probe_offsets), 2)
+        rows.append({"backbone": backbone.name, "trained for": name, "offset 2 read best at layer": best})
+        rows[-1]["of layers 0 to"] = bench.train.layers[-1]
     return pd.DataFrame(rows)

@@ -10,7 +10,8 @@ import pytest
 from toy_run import ROOT
 
 from mtp_utils.base import artifacts
-from mtp_utils.findings import claims, head_claims
+from mtp_utils.base.profiles import PROFILES
+from mtp_utils.findings import arms, claims, counting, head_claims, joint_heads, marginal_tables
 from mtp_utils.findings.changes import CHANGES
 
 
@@ -43,6 +44,20 @@ def test_a_contrast_does_not_change_without_a_dated_line(claim):
     written = json.dumps(dataclasses.asdict(claims.CONTRASTS[claim]), sort_keys=True)
     found = hashlib.sha256(written.encode()).hexdigest()[:16], len(CHANGES.get(claim, ()))
     assert found == HELD[claim], "say in changes.py what changed, when and why, then write the new digest here"
+
+
+def test_the_numbers_that_verdicts_hang_on_do_not_change_without_a_dated_line():
+    rules = claims.ALPHA, claims.OFFSET, claims.LABELS, claims.DOUBLING, arms.GAIN, arms.STEP, marginal_tables.POSITIONS
+    assert rules == (0.05, 2, "data", 0.10, 0.03, 4, 4)
+    assert (arms.TRIALS, joint_heads.FACTOR) == ((1e-3, 3e-3, 1e-2), 3)
+    assert counting.PREDICTORS == ("unigram", "skip_bigram", "skip_trigram")
+    assert counting.CONTROLS == (*counting.PREDICTORS, "cache_ngram")
+    fields = "n_documents positions_per_document head_tokens most_tokens text_tokens joint_tokens".split()
+    fields += ["head_seeds", "joint_trials", "joint_seeds"]
+    of = {name: tuple(getattr(PROFILES[name], field) for field in fields) for name in PROFILES}
+    first, seeds = (200, 1, 65_536, 2_097_152, 524_288, 524_288), (0, 1, 2)
+    assert of["default"] == (*first, seeds, (5, 2, 2), (0,)) and of["overnight"] == (*first, seeds, (5, 5, 5), seeds)
+    assert of["pretrained"] == (200, 1, 65_536, 262_144, 262_144, 65_536, seeds, (2, 1, 1), (0,))
 
 
 def test_one_corpus_against_the_claim_is_said_whatever_the_others_say():

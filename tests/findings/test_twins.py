@@ -46,6 +46,12 @@ def test_each_side_is_the_mean_of_its_pre_training_runs(run):
     heads = both[both.control == "heads on the MTP twin"].iloc[0]
     assert np.isclose(heads["effect"], np.mean(by_hand)) and by_hand[0] != by_hand[1]
     assert both["se_seeds"].min() > 0
+    parts = twins.decomposition(run, one, test).iloc[0]
+    for name in ("heads - one pass", "one pass - marginal"):
+        more, less = ({"heads": "frozen heads"}.get(x, x) for x in name.split(" - "))
+        assert np.isclose(parts[name], parts[more] - parts[less]) and parts[f"{name}, low"] < parts[name] < parts[f"{name}, high"]
+    cost = twins.next_token_cost(run, one, test).iloc[0]
+    assert np.isclose(cost["effect"], cost["MTP"] - cost["NTP"]) and cost["ci_low"] < cost["effect"] < cost["ci_high"]
 
 
 def test_the_kind_is_chosen_by_the_text_that_the_backbone_knows(run, monkeypatch):
