@@ -14,6 +14,7 @@ DRAFTERS = {  # name -> colour, marker, line style
     "joint heads": STYLE["joint"],
     "marginal": STYLE["marginal"],
     "prompt lookup": STYLE["skip_bigram"],
+    "cache n-gram": STYLE["cache_ngram"],
     "ESP masks": STYLE["esp"],
     "the base model itself": STYLE["gold"],
 }
