@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from toy_run import ROOT
 
-from mtp_utils.drawing import titles
+from mtp_utils.drawing import speed_titles, titles
 from mtp_utils.drawing.numbers import Title, count, number
 from mtp_utils.drawing.style import new_axes, titled
 
@@ -51,8 +51,8 @@ LINK = pd.DataFrame({"of": ["KL", "greedy accuracy"], "value": [0.63, -0.31], "c
         (titles.lowest(TWINS, "by a probe"), "ntp backbone / mtp twin: code 4.98 / 3.34"),
         (titles.shares(SHARES, "joint, 4x", "w64"), "Joint, 4x, closes of the frozen heads' gap: code .23, prose .23"),
         (titles.shares(NONE, "joint, 4x", "w64"), "code -, prose -"),
-        (titles.scorecard(VERDICTS), "3 contrasts: 2 reproduced, 1 inconclusive"),
-        (titles.link(LINK), "small KL .63 [.45, .78], with greedy accuracy -.31 [-.50, .00]"),
+        (speed_titles.scorecard(VERDICTS), "3 contrasts: 2 reproduced, 1 inconclusive"),
+        (speed_titles.link(LINK), "small KL .63 [.45, .78], with greedy accuracy -.31 [-.50, .00]"),
     ],
 )
 def test_a_title_says_the_numbers_of_its_table(title, says):
@@ -90,13 +90,14 @@ def test_a_long_title_is_broken_and_its_second_line_stays_one():
 
 
 def test_every_figure_of_the_notebooks_has_a_title_that_is_read_from_its_table():
-    known = {name for name, f in vars(titles).items() if inspect.isfunction(f) and f.__module__ == titles.__name__} - {"_sizes"}
+    both = [(module, *one) for module in (titles, speed_titles) for one in vars(module).items()]
+    known = {name for module, name, f in both if inspect.isfunction(f) and f.__module__ == module.__name__} - {"_sizes"}
     used, drawn = set(), 0
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text("utf-8"))["cells"]
         source = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
         calls = len(re.findall(r"run\.save_figure\(", source))
-        made = re.findall(r"\btitles\.(\w+)\(", source)
+        made = re.findall(r"\b(?:speed_)?titles\.(\w+)\(", source)
         assert calls == len(re.findall(r"^ *figure = \w*plots\.", source, re.MULTILINE)) == len(made), path.stem
         assert not re.search(r"title = f?\"", source)
         used, drawn = used | set(made), drawn + calls
