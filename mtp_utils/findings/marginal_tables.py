@@ -81,6 +81,20 @@ def negative_control(run, backbone: Backbone, test: dict, seed: int) -> pd.DataF
     return pd.DataFrame(rows)
 
 
+def bias_and_cost(cut: pd.DataFrame, positions: int) -> pd.DataFrame:
+    """What each estimator costs and how far it is off in the cross-entropy: a row for each, from the cheapest on, with the passes
+    of a position (`candidates`, mean over corpora), its `bias` by corpus [nats], and the largest of these as a share of the
+    standard error that the mean over so many positions has (`of the error`). cut: of truncation_scores."""
+    named, rows = cut.assign(estimator=cut["estimator"] + cut["scored"].map({"S": "", "S/M": ", S/M"})), []
+    for estimator, of in named.groupby("estimator", sort=False):
+        by_corpus = of.groupby("corpus", sort=False)
+        bias, error = by_corpus["cross_entropy_bias"].mean(), by_corpus["log_prob"].std(ddof=1) / positions**0.5
+        row = {"estimator": estimator, "candidates": by_corpus["candidates"].mean().mean()}
+        row |= {f"bias, {corpus}": value for corpus, value in bias.items()}
+        rows.append(row | {"of the error": (bias.abs() / error).max()})
+    return pd.DataFrame(rows).sort_values("candidates", ignore_index=True)
+
+
 def c1_at_more(run, backbone: Backbone, test: dict, seed: int, n: int = POSITIONS) -> pd.DataFrame:
     """C1's comparisons at offset 2 (c1_effects), with `n` positions of each document's window scored, drawn anew from the
     eligible ones (all, where there are fewer)."""

@@ -396,3 +396,16 @@ def test_more_positions_are_eligible_ones_of_the_same_windows_and_are_scored_as_
     by_hand = (right.numpy() - counted["top1"]).groupby(counted["document"]).mean().mean()
     assert found.loc[("top1", "unigram"), "plain_effect"] == pytest.approx(by_hand, abs=1e-9)
     assert (found["n_positions"] == int(four.scored.sum())).all()
+
+
+def test_an_estimator_s_bias_is_held_against_the_error_that_documents_leave():
+    rng = np.random.default_rng(0)
+    near, frames = rng.normal(-3, 1, 50), []
+    for corpus, bias in (("code", 0.1), ("prose", -0.3)):
+        for estimator, scored, candidates, off in (("top_k=64", "S", 64, bias), ("samples=9", "S", 7, 0.0)):
+            about = {"corpus": corpus, "estimator": estimator, "scored": scored, "candidates": candidates}
+            frames.append(pd.DataFrame({"log_prob": near - off, "cross_entropy_bias": off}).assign(**about))
+    found = marginal_tables.bias_and_cost(pd.concat(frames), 100)
+    assert found["estimator"].tolist() == ["samples=9", "top_k=64"] and found["candidates"].tolist() == [7, 64]
+    assert found["bias, prose"].tolist() == pytest.approx([0.0, -0.3])
+    assert found["of the error"].tolist() == pytest.approx([0.0, 0.3 / (near.std(ddof=1) / 10)])
