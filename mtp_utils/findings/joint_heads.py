@@ -21,6 +21,7 @@ from . import arms, frozen_heads, gaps, head_claims, head_measures, stored
 
 MULTIPLE = 0.1  # of the heads' rate, where the search for the backbone's begins
 FACTOR = 3.0  # between neighbouring rates, before it is halved (on a logarithmic scale)
+EQUAL = "frozen, as many operations"
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ class Study:
         return settled(train, (_round(like.rates[0] * like.rates[1]),), trials)
 
     def _how(self, kind: type, rate: float, tokens: int, **how):
-        epochs = -(-tokens // self.bench.train.tokens.numel())
-        return kind(rate, tokens, blocks=arms.STEP, epochs=epochs, **how)
+        return kind(rate, tokens, blocks=arms.STEP, epochs=-(-tokens // self.bench.train.tokens.numel()), **how)
 
     def over(self, tokens: int) -> "Study":
         """The same on less text: so many tokens of it, in the more epochs."""
@@ -129,14 +129,14 @@ class Study:
             return [joint_arm(self.run, found.bench, found.arm.spec, how) for how in each]
         return [replace(found, arm=arms.trained_arm(self.run, found.bench, found.arm.spec, how)) for how in each]
 
-    def at(self, tokens: int) -> dict[str, list[Trained]]:
-        """Joint heads at one budget, frozen ones on as many tokens, and in as many operations: rates settled at the smallest
-        budget and once more at this one, one seed."""
-        first, *_, last = self.run.profile.joint_trials
-        frozen, joint = (train(self.budgets["1x"], first) for train in (self.frozen, self.joint))
-        frozen, joint = self.frozen(tokens, last, frozen), self.joint(tokens, last, joint)
-        equal = self.frozen(self.for_as_many_operations(joint), last, frozen)
-        return {"joint": [joint], "frozen": [frozen], "frozen, as many operations": [equal]}
+    def by_budget(self) -> dict[str, Trained]:
+        """`frozen, 1x`, `joint, 1x` and so on, each from the rates of the budget before, in as many trials as the profile says;
+        EQUAL, frozen heads in as many operations as the longest joint run."""
+        found, frozen, joint, trials = {}, None, None, self.run.profile.joint_trials
+        for (budget, tokens), n in zip(self.budgets.items(), trials, strict=True):
+            frozen, joint = self.frozen(tokens, n, frozen), self.joint(tokens, n, joint)
+            found |= {f"frozen, {budget}": frozen, f"joint, {budget}": joint}
+        return found | {EQUAL: self.frozen(self.for_as_many_operations(joint), trials[-1], frozen)}
 
     def for_as_many_operations(self, of: Trained) -> int:
         """Positions on which frozen heads take as many operations: above one epoch whole ones, so that all text is read."""
