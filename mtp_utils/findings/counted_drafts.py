@@ -16,10 +16,15 @@ from .speed import DEPTH
 
 NAME = "cache n-gram"
 WIDTH = 8  # candidates that are heard, as of other drafters (acceptance.WIDTH)
+RANKS = [f"rank{k}" for k in range(2, DEPTH + 2)]
 
 
 class RankedCounts(Counts):
-    """Counts that say which number a token has."""
+    """Counts that say which number a token has: ranks below WIDTH are exact."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self._often = np.argsort(-self.unigram, kind="stable")[:WIDTH]
 
     def ranks(self, labels: np.ndarray, order: int, weight: float) -> np.ndarray:
         """Of each query's label (Q,) how many tokens are likelier by that model, or as likely with a lower id."""
@@ -44,13 +49,15 @@ def counted_heard_table(
             passes = expected.whole_passes(new, DEPTH, options["eos_token_id"])
             asked += [(document, n, whole[: len(prompt) + i], later.numpy()) for n, (i, later) in enumerate(passes)]
     asked = [one for share in ranks.gather(asked) for one in share]
+    if not asked:
+        return pd.DataFrame(columns=["document", "token", *RANKS, "corpus"])
     documents, tokens, prefixes, later = zip(*asked, strict=True)
     found = {"document": documents, "token": tokens}
     read = [f(blocks.corpus, split, tokenizer.tokenizer) for f in (blocks_module.stream, blocks_module.begins)]
     for k in range(2, DEPTH + 2):
         order, weight = controls.counted(tokenizer, blocks, split, text, k)[1][CACHED]
         counts = RankedCounts(*read, list(prefixes), k, vocabulary_of(tokenizer.tokenizer))
-        found[f"rank{k}"] = counts.ranks(np.array(later)[:, k - 2], order, weight).clip(max=WIDTH)
+        found[RANKS[k - 2]] = counts.ranks(np.array(later)[:, k - 2], order, weight).clip(max=WIDTH)
     return pd.DataFrame(found).assign(corpus=blocks.corpus)
 
 

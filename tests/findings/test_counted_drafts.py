@@ -1,7 +1,6 @@
 """Counting as a drafter: the control of notebook 01, asked along the base model's own text."""
 
 import numpy as np
-import pytest
 
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.findings import acceptance, controls, counted_drafts
@@ -33,10 +32,22 @@ def test_it_is_heard_where_other_drafters_are_and_says_what_the_control_says():
             assert ((mine == 0) == scores["top1"][:, 0]).all() and ((mine < 5) == scores["top5"][:, 0]).all()
 
 
-def test_a_rank_is_that_of_the_probabilities_written_out():
-    stream, begins = np.array([1, 2, 3, 1, 2, 4, 1, 2, 3, 5], np.int64), np.array([0])
-    prefix = np.array([5, 1, 2])
-    counts = counted_drafts.RankedCounts(stream, begins, [prefix] * 3, 1, 6)
-    assert counts.ranks(np.array([3, 4, 0]), 2, 0.0).tolist()[:2] == [0, 1]
-    p = [np.exp(counts.scores(np.array([[w]] * 3), {"m": (2, 0.0)})["m"]["log_prob"][0, 0]) for w in range(6)]
-    assert sum(p) == pytest.approx(1) and sorted(range(6), key=lambda w: -p[w])[:2] == [3, 4]
+def test_ranks_below_the_width_are_those_of_the_probabilities_written_out():
+    rng = np.random.default_rng(0)
+    stream, begins, size = rng.zipf(1.3, 4000).clip(max=40).astype(np.int64) - 1, np.array([0, 900, 2000]), 40
+    prefixes = [rng.integers(0, size, 9) for _ in range(40)]
+    labels = stream[:40]
+    for order, weight in ((1, 0.0), (2, 4.0), (3, 64.0)):
+        found = counted_drafts.RankedCounts(stream, begins, prefixes, 2, size).ranks(labels, order, weight)
+        every = np.tile(np.arange(size), (40, 1))
+        p = Counts(stream, begins, prefixes, 2, size).scores(every, {"m": (order, weight)})["m"]["log_prob"]
+        own = p[range(40), labels]
+        true = ((p > own[:, None]) | ((p == own[:, None]) & (every < labels[:, None]))).sum(1)
+        assert (found.clip(max=8) == true.clip(max=8)).all() and len(set(true[true < 8])) > 4
+
+
+def test_where_no_pass_is_whole_nothing_is_heard():
+    backbone = load_backbone("ladder/w16", device="cpu")
+    text = blocks.evaluation_blocks("prose", "test", backbone.tokenizer, n_documents=1, positions_per_document=1, horizon=4)
+    found = counted_drafts.counted_heard_table(backbone, Tokenizer(backbone.tokenizer), text, 1, 2, "validation", "")
+    assert found.empty and {"corpus", "document", "token", *acceptance.RANKS} == set(found.columns)

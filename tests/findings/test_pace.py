@@ -10,7 +10,7 @@ from tiny_models import VOCAB, tiny_backbone
 
 from mtp_utils.backbones.anatomy import unembed
 from mtp_utils.backbones.checkpoints import WARMUP
-from mtp_utils.findings import pace
+from mtp_utils.findings import pace, pace_measures
 from mtp_utils.heads import FrozenFeatures, HeadSpec, Training, trained_heads
 
 SPEC = HeadSpec("residual", offsets=(2,))
@@ -24,15 +24,15 @@ def frozen(seed: int, blocks: int = 8) -> FrozenFeatures:
 @pytest.mark.parametrize("unembedding", ["shared", "own"])
 def test_the_loop_is_that_of_the_heads(unembedding):
     spec, how = HeadSpec("block", unembedding=unembedding, offsets=(2,)), Training(1e-2, 8 * 12 * 3, epochs=3, blocks=2, checks=3)
-    found = pace.paced(frozen(0), frozen(1), spec, how, 0, False, WARMUP)
+    found = pace_measures.paced(frozen(0), frozen(1), spec, how, 0, False, WARMUP)
     theirs = trained_heads(frozen(0), frozen(1), spec, how)["validation"][:, 0]
     assert np.allclose(found["loss"], theirs, atol=1e-5) and found["positions"].tolist() == [0, 96, 192, 288]
-    assert not np.allclose(pace.paced(frozen(0), frozen(1), spec, how, 0, False, 0.5)["loss"][1:], theirs[1:], atol=1e-5)
+    assert not np.allclose(pace_measures.paced(frozen(0), frozen(1), spec, how, 0, False, 0.5)["loss"][1:], theirs[1:], atol=1e-5)
 
 
 def test_a_correction_starts_as_the_lm_head_or_as_the_unigram_and_learns():
     f, hidden = frozen(0), torch.randn(5, 16)
-    plain, unigram = (pace.Corrected(f.backbone, SPEC, 4, start) for start in (False, True))
+    plain, unigram = (pace_measures.Corrected(f.backbone, SPEC, 4, start) for start in (False, True))
     for heads in (plain, unigram):
         heads.begin(f.tokens)
     assert torch.allclose(plain.log_probs(2, hidden), unembed(f.backbone.model, hidden).log_softmax(-1), atol=1e-5)
@@ -40,14 +40,14 @@ def test_a_correction_starts_as_the_lm_head_or_as_the_unigram_and_learns():
     assert torch.allclose(unigram.log_probs(2, hidden).exp(), (counts / counts.sum()).expand(5, -1), atol=1e-5)
     assert sum(p.numel() for n, p in plain.of(2).items() if n.endswith((".A", ".B"))) == 4 * (16 + VOCAB)
     for rank, start in ((4, False), (4, True), (0, True)):
-        loss = pace.paced(f, f, SPEC, Training(3e-2, 8 * 12 * 20, epochs=20), rank, start, 0.05)["loss"]
+        loss = pace_measures.paced(f, f, SPEC, Training(3e-2, 8 * 12 * 20, epochs=20), rank, start, 0.05)["loss"]
         assert loss[-1] < loss[0] - 0.3
 
 
 def test_the_warm_up_is_a_share_of_the_steps():
-    rates = [pace.rate_at(step, 20, 2.0, 0.25) for step in range(20)]
+    rates = [pace_measures.rate_at(step, 20, 2.0, 0.25) for step in range(20)]
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0]) and rates[5] == 2.0 and rates[19] < 0.25
-    assert pace.rate_at(0, 20, 2.0, 0.0) == 2.0
+    assert pace_measures.rate_at(0, 20, 2.0, 0.0) == 2.0
 
 
 def test_each_way_has_its_best_rate_and_is_held_against_the_lm_head_s_start(monkeypatch):
@@ -64,7 +64,6 @@ def test_each_way_has_its_best_rate_and_is_held_against_the_lm_head_s_start(monk
     monkeypatch.setattr(pace.arms, "fast_in_bf16", lambda backbone: False)
     bench = SimpleNamespace(train=None, validation=None, backbone=SimpleNamespace(name="b"))
     found = pace.paces(SimpleNamespace(profile=profile, measure_arrays=measure_arrays), bench, SPEC)
-    assert found.groupby("name")["rate"].first().to_dict() | best == best | {n: best[n] for n in found["name"].unique()}
     assert (
         found.groupby(["panel", "name"])["rate"].first().reset_index().apply(lambda r: best[r["name"]] == r.rate, axis=1)
     ).all()
