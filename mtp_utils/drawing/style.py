@@ -113,7 +113,7 @@ def _broken(line: str, width: int) -> list[str]:
     whole = re.sub(r"\([^()]*\)", lambda found: found[0].replace(" ", "\xa0") if len(found[0]) <= width / 2 else found[0], line)
     parts = re.split(r"(?<=[,:;]) ", whole)
     joined = " ".join(part.replace(" ", "\xa0") if len(part) <= 2 * width / 3 else part for part in parts)
-    wrap = functools.partial(textwrap.wrap, joined, break_on_hyphens=False)
+    wrap = functools.partial(textwrap.wrap, joined, break_on_hyphens=False, break_long_words=False)
     found = wrap(width)
     while width > 1 and len(narrower := wrap(width - 1)) == len(found):
         width, found = width - 1, narrower

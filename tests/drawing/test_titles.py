@@ -84,6 +84,11 @@ def test_a_long_title_is_broken_and_its_second_line_stays_one():
     *lines, below = figure.get_suptitle().split("\n")
     assert below == "ladder/w256"
     assert all(line.endswith((",", ":", "nats")) for line in lines) and max(map(len, lines)) - min(map(len, lines)) < 20
+    said = "Tokens a pass by the best tree of 24 drafted tokens, best frozen heads / prompt lookup"
+    for width in range(3, 12):
+        other, _ = new_axes(1, width=width)
+        titled(other, Title(said, ""))
+        assert other.get_suptitle().replace("\n", " ").strip() == said
     titled(figure, Title("The loss grows by: translation .03, prose .03 nats (joint, 4x); .96 (joint, 1x)", ""))
     lines = figure.get_suptitle().split("\n")
     assert len(lines) > 1 and all(line.count("(") == line.count(")") for line in lines)
