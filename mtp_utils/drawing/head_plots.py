@@ -163,10 +163,9 @@ def by_tokens(
     return figure
 
 
-def pace(curves: pd.DataFrame, title: Title) -> Figure:
-    """Loss on validation against positions on the way, a panel for each thing that is changed, a line for each way.
-
-    curves: panel, name, positions, value, ci_low, ci_high."""
+def pace(curves: pd.DataFrame, title: Title, counting: pd.Series) -> Figure:
+    """Loss on validation against positions on the way, a panel for each thing that is changed, a line for each way, and across
+    what counting reaches. curves: panel, name, positions, value, ci_low, ci_high; counting: control -> loss."""
     panels = list(dict.fromkeys(curves["panel"]))
     figure, axes = new_axes(len(panels), width=4.6, height=3.6, sharey=True)
     for ax, panel in zip(axes, panels, strict=True):
@@ -176,6 +175,9 @@ def pace(curves: pd.DataFrame, title: Title) -> Figure:
             ax.errorbar(
                 rows["positions"], rows["value"], yerr=errors(rows), markersize=4, capsize=2, linewidth=1.2, label=name, **look
             )
+        for name, loss in counting.items():
+            label = NAMES.get(name, name) if ax is axes[-1] else None
+            ax.axhline(loss, color=STYLE[name][0], linestyle=STYLE[name][2], linewidth=1.2, label=label)
         ax.set(title=panel, xlabel="positions trained on", ylabel=LABEL["cross_entropy"] if ax is axes[0] else "")
         ax.xaxis.set_major_formatter(lambda x, _: _short(x) if x else "0")
         ax.legend(fontsize=7)
