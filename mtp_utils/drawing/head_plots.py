@@ -18,10 +18,14 @@ def _counting(ax, controls: pd.DataFrame | None, corpus: str, metric: str, uprig
     if controls is None:
         return
     rows = controls[(controls.corpus == corpus) & (controls.metric == metric)]
-    for row in rows.itertuples():
-        colour, _, style = STYLE[row.name]
-        draw = ax.axvline if upright else ax.axhline
-        draw(row.value, color=colour, linestyle=style, linewidth=1.2, label=NAMES.get(row.name, row.name) if label else None)
+    _across(ax.axvline if upright else ax.axhline, rows.set_index("name")["value"], label)
+
+
+def _across(draw, values: pd.Series, label: bool) -> None:
+    """Each control's value as a line across, by `draw` of the axes. values: control -> value."""
+    for name, value in values.items():
+        colour, _, style = STYLE[name]
+        draw(value, color=colour, linestyle=style, linewidth=1.2, label=NAMES.get(name, name) if label else None)
 
 
 def by_layer(summary: pd.DataFrame, metric: str, title: Title, controls: pd.DataFrame | None = None) -> Figure:
@@ -175,9 +179,7 @@ def pace(curves: pd.DataFrame, title: Title, counting: pd.Series) -> Figure:
             ax.errorbar(
                 rows["positions"], rows["value"], yerr=errors(rows), markersize=4, capsize=2, linewidth=1.2, label=name, **look
             )
-        for name, loss in counting.items():
-            label = NAMES.get(name, name) if ax is axes[-1] else None
-            ax.axhline(loss, color=STYLE[name][0], linestyle=STYLE[name][2], linewidth=1.2, label=label)
+        _across(ax.axhline, counting, label=ax is axes[-1])
         ax.set(title=panel, xlabel="positions trained on", ylabel=LABEL["cross_entropy"] if ax is axes[0] else "")
         ax.xaxis.set_major_formatter(lambda x, _: _short(x) if x else "0")
         ax.legend(fontsize=7)

@@ -10,13 +10,12 @@ from ..decoding.decode import draft_and_verify
 from ..text import blocks as blocks_module
 from ..text.tokens import vocabulary_of
 from . import controls, speed
+from .acceptance import RANKS, WIDTH
 from .counting import CACHED, Counts
 from .scoring import Tokenizer
 from .speed import DEPTH
 
 NAME = "cache n-gram"
-WIDTH = 8  # candidates that are heard, as of other drafters (acceptance.WIDTH)
-RANKS = [f"rank{k}" for k in range(2, DEPTH + 2)]
 
 
 class RankedCounts(Counts):

@@ -78,6 +78,16 @@ def on_data(run, bench: Bench, wide, states, arm: Arm) -> dict[int, np.ndarray]:
     return {k: found[f"log_prob.{k}"] for k in arm.spec.offsets}
 
 
+def next_token(run, bench: Bench, stem: str) -> pd.DataFrame:
+    """Held-out next-token loss of a bench's backbone by document of its test text (head_measures.states_ntp_table); stem: how
+    its stored tables are called."""
+    found = []
+    for blocks, states in bench.test.values():
+        given = {"features": states, "blocks": blocks}
+        found.append(run.measure(f"{stem}_{stem_of(bench.backbone, blocks)}", head_measures.states_ntp_table, **given))
+    return pd.concat(found, ignore_index=True)
+
+
 def counted(run, base, test: dict, offsets: tuple[int, ...] = (2,)) -> pd.DataFrame:
     """What counting says at the scored positions on data labels (`name`: the control), beside the marginal of `base`: corpus,
     document, position, offset, log_prob, top1, cross_entropy and excess_ce."""

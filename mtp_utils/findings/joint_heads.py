@@ -17,7 +17,7 @@ from ..heads.spec import HeadSpec
 from ..heads.together import Joint, require_one_device, trained_backbone
 from ..heads.training import Training, heads_from
 from ..text.blocks import CONTEXT
-from . import arms, frozen_heads, gaps, head_claims, head_measures, stored
+from . import arms, frozen_heads, gaps, head_claims
 
 MULTIPLE = 0.1  # of the heads' rate, where the search for the backbone's begins
 FACTOR = 3.0  # between neighbouring rates, before it is halved (on a logarithmic scale)
@@ -169,10 +169,7 @@ class Study:
                 found[0].append(gaps.scored(self.run, bench, [one.arm], self.base).assign(arm=way))
                 found[1].extend([gaps.everywhere(self.run, bench, [one.arm]).assign(arm=way)] if way in everywhere else [])
                 if way in ntp and one is each[0]:
-                    for part, states in bench.test.values():
-                        stem = f"05_ntp_{stored.stem_of(bench.backbone, part)}"
-                        table = self.run.measure(stem, head_measures.states_ntp_table, features=states, blocks=part)
-                        found[2].append(table.assign(arm=way))
+                    found[2].append(gaps.next_token(self.run, bench, "05_ntp").assign(arm=way))
         return [pd.concat(frames, ignore_index=True) if frames else pd.DataFrame() for frames in found]
 
     def _reads(self, one: Trained) -> arms.Bench:

@@ -58,7 +58,7 @@ def by_candidates(cut: pd.DataFrame) -> pd.DataFrame:
 
 def by_estimator(cut: pd.DataFrame) -> pd.DataFrame:
     """The bias of each estimator, as S and as S/M; the smallest k, which are far off, left out."""
-    named = cut.assign(estimator=cut["estimator"] + cut["scored"].map({"S": "", "S/M": ", S/M"}))
+    named = _as_scored(cut)
     far = named["estimator"].str.match(r"top_k=(1|4)(,|$)") | named["estimator"].str.startswith(("top_k=1 ", "top_k=4 "))
     biases = ["cross_entropy_bias", "entropy_bias", "mutual_information_bias"]
     return metrics.summarise(named[~far], ["corpus", "estimator"], [*biases, "candidates"])
@@ -81,12 +81,17 @@ def negative_control(run, backbone: Backbone, test: dict, seed: int) -> pd.DataF
     return pd.DataFrame(rows)
 
 
+def _as_scored(cut: pd.DataFrame) -> pd.DataFrame:
+    """The same, S and S/M told apart by the estimator's name."""
+    return cut.assign(estimator=cut["estimator"] + cut["scored"].map({"S": "", "S/M": ", S/M"}))
+
+
 def bias_and_cost(cut: pd.DataFrame, positions: int) -> pd.DataFrame:
     """What each estimator costs and how far it is off in the cross-entropy: a row for each, from the cheapest on, with the passes
     of a position (`candidates`, mean over corpora), its `bias` by corpus [nats], and the largest of these as a share of the
     standard error that the mean over so many positions has (`of the error`). cut: of truncation_scores."""
-    named, rows = cut.assign(estimator=cut["estimator"] + cut["scored"].map({"S": "", "S/M": ", S/M"})), []
-    for estimator, of in named.groupby("estimator", sort=False):
+    rows = []
+    for estimator, of in _as_scored(cut).groupby("estimator", sort=False):
         by_corpus = of.groupby("corpus", sort=False)
         bias, error = by_corpus["cross_entropy_bias"].mean(), by_corpus["log_prob"].std(ddof=1) / positions**0.5
         row = {"estimator": estimator, "candidates": by_corpus["candidates"].mean().mean()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..backbones.load import Backbone
-from . import arms, frozen_heads, gaps, head_claims, head_measures, layer_readings, layers, metrics, stored
+from . import arms, frozen_heads, gaps, head_claims, layer_readings, layers, metrics
 from .frozen_heads import Decided
 
 
@@ -89,12 +89,8 @@ def decomposition(run, twins: Twins, test: dict) -> pd.DataFrame:
 def next_token_cost(run, twins: Twins, test: dict) -> pd.DataFrame:
     """By corpus each twin's own next-token loss [nats/token], and how far the MTP twin's lies above the NTP backbone's (effect,
     paired by document, with its interval): what its lead at offset 2 costs."""
-    losses = []
-    for backbone in (twins.judge, twins.mtp.bench.backbone):
-        for part, states in arms.bench_of(run, backbone, test).test.values():
-            given = {"features": states, "blocks": part}
-            losses.append(run.measure(f"04_ntp_{stored.stem_of(backbone, part)}", head_measures.states_ntp_table, **given))
-    rows, losses = [], pd.concat(losses)
+    benches = (arms.bench_of(run, backbone, test) for backbone in (twins.judge, twins.mtp.bench.backbone))
+    rows, losses = [], pd.concat([gaps.next_token(run, bench, "04_ntp") for bench in benches])
     for corpus, part in losses.groupby("corpus", sort=False):
         mtp, ntp = (part[part.backbone == b.name] for b in (twins.mtp.bench.backbone, twins.judge))
         means = {"NTP": ntp["cross_entropy"].mean(), "MTP": mtp["cross_entropy"].mean()}
