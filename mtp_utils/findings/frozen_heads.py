@@ -209,8 +209,8 @@ def _floor(backbone: Backbone, log_m: torch.Tensor) -> np.ndarray:
 
 def size_table(run, each: dict[str, Decided], test: dict) -> pd.DataFrame:
     """At offset 2, by backbone and corpus: top-1 and cross-entropy of the marginal, of counting and of frozen heads trained on
-    the same budget at every size (`name`), and as `gap` KL(m2 || head) beside the least gap that a head of this width can have on
-    the frozen unembedding (`floor`), with intervals."""
+    the same budget at every size (`name`), and as `gap` KL(m2 || head), or to counting, beside the least gap that a head of this
+    width can have on the frozen unembedding (`floor`), with intervals."""
     rows = []
     for name, of in each.items():
         backbone = of.bench.backbone
@@ -222,7 +222,8 @@ def size_table(run, each: dict[str, Decided], test: dict) -> pd.DataFrame:
         rows.append(ours.assign(name="frozen", gap=ours["kl_to_marginal"], cross_entropy=-ours["log_prob"]))
         theirs = {"top1": ours["marginal_top1"], "cross_entropy": -ours["marginal_log_prob"], "gap": np.nan}
         rows.append(ours.assign(name="marginal", **theirs))
-        rows.append(gaps.counted(run, backbone, test).assign(backbone=name))
+        counted, keys = gaps.counted(run, backbone, test), ["corpus", "document", "position", "name"]
+        rows.append(counted.merge(gaps.counted_kl(run, backbone, test), on=keys, how="left").assign(backbone=name))
     table = pd.concat(rows, ignore_index=True)
     found = metrics.summarise(table, ["backbone", "corpus", "name"], ["top1", "cross_entropy", "gap"]).dropna(subset="value")
     return found.assign(n_params=found["backbone"].map({name: of.bench.backbone.n_params for name, of in each.items()}))

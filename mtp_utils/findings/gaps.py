@@ -5,10 +5,12 @@ import pandas as pd
 import torch
 
 from ..text import blocks as blocks_module
-from . import head_measures, metrics, scoring, stored
+from ..text.blocks import stream_digest
+from . import counted_gaps, head_measures, metrics, scoring, stored
 from .arms import Arm, Bench
 from .counting import PREDICTORS
 from .head_measures import SCORES
+from .scoring import Tokenizer
 from .stored import stem_of
 
 MOST_NUMBERS = 2**28  # log-probs of a corpus asked of an arm where all eligible positions count: 2,000 Gflop at 1,000 wide
@@ -101,6 +103,20 @@ def counted(run, base, test: dict, offsets: tuple[int, ...] = (2,)) -> pd.DataFr
     found = pd.concat(frames, ignore_index=True)
     excess = found["log_prob_marginal"] - found["log_prob"]
     return found.assign(name=found["predictor"], cross_entropy=-found["log_prob"], excess_ce=excess)
+
+
+def counted_kl(run, base, test: dict) -> pd.DataFrame:
+    """KL of counting to the marginal of `base` at offset 2 (counted_gaps.kl_table), in the rows of `counted`; none where that is
+    no exact sum."""
+    given = {"tokenizer": Tokenizer(base.tokenizer), "split": run.profile.control_split}
+    if not stored.sums_exactly(base):
+        return pd.DataFrame(columns=["corpus", "document", "position", "name", "gap"])
+    frames = []
+    for corpus, blocks in test.items():
+        text = stream_digest(corpus, given["split"], base.tokenizer)
+        asked = given | {"blocks": blocks, "marginal": stored.marginal(run, base, blocks, 2), "text": text}
+        frames.append(run.measure(f"04_counting_kl_{stem_of(base, blocks)}", counted_gaps.kl_table, **asked))
+    return pd.concat(frames, ignore_index=True)
 
 
 def counted_everywhere(run, base, test: dict) -> pd.DataFrame:

@@ -7,7 +7,7 @@ The contrasts stand in claims.py, what was changed in them in changes.py. Reads 
 import numpy as np
 import pandas as pd
 
-from . import metrics
+from . import claims, metrics
 from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, decide_known, found_with_80, not_testable, verdict_on
 from .counting import PREDICTORS
 
@@ -18,8 +18,8 @@ def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None
     """Mean of a column, minus its mean in `against` on the same positions, with its interval: seeds averaged within
     documents, documents as the unit, the variance between training seeds of either side added; where the backbone was
     pre-trained more than once, that between the means of those runs, which has the seeds' in it. Columns: document, position,
-    seed, `column`, and `run` (of pre-training) where there are several. Also p (two-sided), and whether every training has
-    the sign.
+    seed, `column`, and `run` (of pre-training) where there are several. Also p (two-sided), whether every training has the
+    sign, and beside `se_documents` what it would be with packages as the unit (claims.error_by_package), which decides nothing.
     """
     ours = _by_document(table, column)
     theirs = _by_document(against, column) if against is not None else ours * 0
@@ -38,6 +38,7 @@ def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None
         **interval,
         "found_with_80": found_with_80(interval),
         "se_documents": float(parts[0][0] ** 0.5),
+        "se_packages": claims.error_by_package(difference),
         "se_seeds": float(sum(v for v, _ in parts[1:]) ** 0.5),
         "seeds_agree": bool((np.sign(each) == np.sign(value)).all()),
         "n_documents": len(difference),

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from . import metrics
+from . import claims, metrics
 from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, decide_known, found_with_80, not_testable, verdict_on
 from .counting import CONTROLS, PREDICTORS
 
@@ -89,7 +89,7 @@ def slopes(
     scores: the marginal's rows, offset 2, data labels, same positions for every backbone. n_params: of each rung;
     runs: backbone -> (rung, seed). Rungs with several runs enter by their mean. The interval adds two variances: of the
     documents (bootstrap, paired over backbones) and of the training run (pooled over the rungs with several runs,
-    carried through the regression's weights).
+    carried through the regression's weights). se_packages decides nothing: claims.error_by_package.
     """
     rungs = list(n_params)
     x = np.log([n_params[r] for r in rungs]) / np.log(4)
@@ -116,6 +116,7 @@ def slopes(
                 **interval,
                 "found_with_80": found_with_80(interval),
                 "se_documents": float(np.std(draws, ddof=1)),
+                "se_packages": claims.error_by_package(pd.Series(means @ weights, ce.index)),
                 "se_runs": between**0.5,
                 "run_sd": float(run_variance**0.5),
                 "several": ", ".join(repeated),
@@ -184,25 +185,18 @@ def criteria(scores: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
             value = metrics.auroc(score, correct)
             draws = np.array([metrics.auroc(score[s], correct[s]) for s in samples])
             error = float(np.nanstd(draws, ddof=1))
-            rows.append(
-                {
-                    "corpus": corpus,
-                    "criterion": name,
-                    "effect": value,
-                    "ci_low": float(np.nanquantile(draws, 0.025)),
-                    "ci_high": float(np.nanquantile(draws, 0.975)),
-                    "p": float(2 * stats.norm.sf(abs(value - 0.5) / error)) if error > 0 else np.nan,
-                    "n_documents": len(members),
-                    "n_positions": len(group),
-                }
-            )
+            low, high = (float(np.nanquantile(draws, level)) for level in (0.025, 0.975))
+            row = {"corpus": corpus, "criterion": name, "effect": value, "ci_low": low, "ci_high": high}
+            row["p"] = float(2 * stats.norm.sf(abs(value - 0.5) / error)) if error > 0 else np.nan
+            rows.append(row | {"n_documents": len(members), "n_positions": len(group)})
     return pd.DataFrame(rows)
 
 
 def between_kinds(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
     """Translations against each open-ended kind of text on one model, offset 2, data labels: the difference of means over
     documents with its 95 % interval (Welch). `top1`: accuracy; `excess`: minus what the second token costs more than the first,
-    CE1 - CE2 in nats; `lead`: top-1 over the skip-trigram's. scores: rows of stored.marginal_scores and control_scores."""
+    CE1 - CE2 in nats; `lead`: top-1 over the skip-trigram's. `se`: of the effect; `se_packages`: with packages as the unit of
+    text that is theirs (claims.error_by_package). scores: rows of stored.marginal_scores and control_scores."""
     here = scores[(scores.backbone == backbone) & (scores.label_source == LABELS) & scores.offset.isin([1, OFFSET])]
     means = here.groupby(["corpus", "document", "predictor", "offset"], sort=False)[["top1", "log_prob"]].mean().unstack([2, 3])
     top1, log_prob = means["top1"], means["log_prob"]["marginal"]
@@ -213,14 +207,17 @@ def between_kinds(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
     }
     rows = []
     for name, values in measures.items():
-        by_corpus = {corpus: x.to_numpy() for corpus, x in values.groupby("corpus", sort=False)}
+        by_corpus = {corpus: x.droplevel("corpus") for corpus, x in values.groupby("corpus", sort=False)}
         for near in (corpus for corpus in TRANSLATIONS if corpus in by_corpus):
             for other in (corpus for corpus in by_corpus if corpus not in TRANSLATIONS):
                 a, b = by_corpus[near], by_corpus[other]
                 parts = [(x.var(ddof=1) / len(x), len(x) - 1) for x in (a, b)]
                 effect, found = a.mean() - b.mean(), metrics.combined_error(parts)
                 row = {"kind": near, "against": other, "measure": name, "effect": effect}
-                row |= metrics.t_interval(effect, *found)
+                row |= metrics.t_interval(effect, *found) | {"se": found[0]}
+                clustered = [claims.error_by_package(x) for x in (a, b)]
+                variances = [v if np.isnan(e) else e**2 for e, (v, _) in zip(clustered, parts, strict=True)]
+                row |= {"se_packages": np.nan if np.isnan(clustered).all() else sum(variances) ** 0.5}
                 rows.append(row | {"n_documents": len(a) + len(b), "found_with_80": found_with_80(row)})
     return pd.DataFrame(rows)
 

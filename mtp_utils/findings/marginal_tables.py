@@ -9,7 +9,7 @@ import torch
 from ..backbones.load import Backbone
 from ..text import blocks as blocks_module
 from . import controls, measures, metrics, stored
-from .claims import LABELS, OFFSET
+from .claims import FEWEST_PACKAGES, LABELS, OFFSET, error_by_package
 from .counting import CONTROLS, PREDICTORS
 from .marginal_claims import c1_effects, not_known, slopes
 from .scoring import Labels
@@ -17,7 +17,6 @@ from .scoring import Labels
 KS = (1, 4, 16, 64, 256)
 SAMPLED = ({"samples": 64}, {"samples": 256}, {"top_k": 64, "samples": 64}, {"top_k": 128, "samples": 128})
 POSITIONS = 4  # of a document, at which C1 is judged where the marginal is an exact sum
-FEWEST_PACKAGES = 5  # of which errors by package are said
 CONTEXTS = {"32 to 64": 63, "65 to 128": 127, "over 128": blocks_module.CONTEXT}  # tokens of context: the last position in each
 
 
@@ -38,14 +37,19 @@ def truncation_scores(run, backbone: Backbone, seed: int) -> pd.DataFrame:
     return cut
 
 
+def bracketed(scores: pd.DataFrame) -> pd.DataFrame:
+    """The marginal's rows with what certificates say of its top-1: `top1_least` (an uncertified arg-max is wrong) and `top1_most`
+    (it is right)."""
+    rows = scores[scores.predictor == "marginal"]
+    return rows.assign(top1_least=rows["top1"] * rows["certified"], top1_most=1 - (1 - rows["top1"]) * rows["certified"])
+
+
 def brackets(scores: pd.DataFrame) -> pd.DataFrame:
-    """What certificates say of the marginal's top-1 on data labels, by backbone, corpus and offset: `top1` as estimated, the
-    share `certified`, and what it is at `least` (uncertified arg-maxes all wrong) and at `most` (all right): means over
-    documents."""
-    rows = scores[(scores.predictor == "marginal") & (scores.label_source == "data")]
-    rows = rows.assign(least=rows["top1"] * rows["certified"], most=1 - (1 - rows["top1"]) * rows["certified"])
+    """Of `bracketed` rows on data labels the means over documents, by backbone, corpus and offset: top-1 as estimated, the share
+    `certified`, the bracket that top-1 has, and what the candidates are."""
     keys = ["backbone", "corpus", "offset", "estimator"]
-    kept = ["candidates", "captured_mass", "certified", "least", "top1", "most"]
+    kept = ["candidates", "captured_mass", "certified", "top1_least", "top1", "top1_most"]
+    rows = bracketed(scores[scores.label_source == "data"])
     return rows.groupby([*keys, "document"], sort=False)[kept].mean().groupby(keys, sort=False).mean().reset_index()
 
 
@@ -180,8 +184,8 @@ def unknown_to(run, backbone: Backbone, test: dict) -> tuple[str, ...]:
 def by_package(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
     """How much wider C1's contrast would be if packages, not documents, were drawn from a population: by corpus, metric and
     control the mean difference (marginal ahead: above 0), its standard error with the document as the unit, and with the package
-    that a document's file is of (cluster-robust, CR1: Liang and Zeger 1986); `packages`, and the share of documents of the
-    `largest`. Corpora whose documents are of fewer than FEWEST_PACKAGES are left out."""
+    that a document's file is of (claims.error_by_package); `packages`, and the share of documents of the `largest`. Corpora whose
+    documents are of fewer than FEWEST_PACKAGES are left out."""
     here = scores[(scores.backbone == backbone) & (scores.offset == OFFSET) & (scores.label_source == LABELS)]
     keys, rows = ["corpus", "document", "position"], []
     marginal, columns = here[here.predictor == "marginal"], {"top1": "top1", "cross_entropy": "log_prob"}
@@ -190,12 +194,9 @@ def by_package(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
         for corpus, part in both.groupby("corpus", sort=False):
             for metric, column in columns.items():
                 d = (part[column] - part[f"{column}_control"]).groupby(part["document"]).mean()
-                packages = d.index.str.split("/").str[0]
-                sizes = packages.value_counts()
+                sizes = d.index.str.split("/").str[0].value_counts()
+                found = {"effect": d.mean(), "error": d.std() / len(d) ** 0.5, "error_by_package": error_by_package(d)}
                 if len(sizes) >= FEWEST_PACKAGES:
-                    sums = (d - d.mean()).groupby(packages).sum()
-                    clustered = np.sqrt(len(sizes) / (len(sizes) - 1) * (sums**2).sum()) / len(d)
-                    found = {"effect": d.mean(), "error": d.std() / len(d) ** 0.5, "error_by_package": clustered}
                     about = {"packages": len(sizes), "largest": f"{sizes.index[0]} {sizes.iloc[0] / len(d):.0%}"}
                     rows.append({"corpus": corpus, "metric": metric, "control": control} | found | about)
     return pd.DataFrame(rows)

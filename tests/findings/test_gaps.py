@@ -12,7 +12,19 @@ from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.records import Arrays
 from mtp_utils.base.run import Run
-from mtp_utils.findings import arms, frozen_heads, gaps, head_measures, layer_readings, layers, metrics, scoring
+from mtp_utils.findings import (
+    arms,
+    controls,
+    counting,
+    frozen_heads,
+    gaps,
+    head_measures,
+    layer_readings,
+    layers,
+    metrics,
+    scoring,
+    stored,
+)
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.heads.training import Training
 from mtp_utils.marginal.future import future_log_probs
@@ -286,3 +298,19 @@ def test_an_untrained_backbone_is_another_one_and_always_the_same(backbone):
     other = layers.untrained(backbone)
     assert other.fingerprint != backbone.fingerprint and other.name == "untrained/ladder/w16"
     assert layers.untrained(backbone).fingerprint == other.fingerprint
+
+
+def test_countings_gap_is_the_excess_loss_of_its_scores_over_all_labels(run, backbone, text):
+    found = gaps.counted_kl(run, backbone, {"prose": text})
+    log_m = torch.from_numpy(stored.marginal(run, backbone, text, 2).values["log_probs"]).double()
+    tokenizer, split = scoring.Tokenizer(backbone.tokenizer), run.profile.control_split
+    counts, models = controls.counted(tokenizer, text, split, blocks.stream_digest("prose", split, backbone.tokenizer), 2)
+    assert found["name"].unique().tolist() == list(counting.PREDICTORS) and (found["gap"] > 0).all()
+    keys, name = ["document", "position"], counting.PREDICTORS[-1]
+    mine, excess = found[found["name"] == name], np.zeros(len(log_m))
+    assert mine[keys].values.tolist() == scoring.positions_of(text)[keys].values.tolist()
+    for token in range(log_m.shape[1]):
+        label, p = np.full((len(log_m), 1), token), log_m[:, token].exp().numpy()
+        log_q = counts.scores(label, {name: models[name]})[name]["log_prob"][:, 0]
+        excess += np.where(p > 0, p * (log_m[:, token].numpy() - log_q), 0.0)
+    assert np.allclose(mine["gap"], excess)

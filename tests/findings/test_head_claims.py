@@ -98,6 +98,18 @@ def test_interval_and_p_agree_on_zero_with_few_seeds():
         assert (row["ci_low"] > 0) == (row["p"] < 0.05)
 
 
+def test_errors_by_package_stand_beside_those_by_document_where_there_are_packages():
+    table = scores(0.2, corpora=("code",))
+    package = table["document"] % 10
+    shared = table.assign(excess_ce=table["excess_ce"] + np.random.default_rng(1).normal(0, 0.5, 10)[package])
+    shared["document"] = [f"p{p}/f{d}.py" for p, d in zip(package, table["document"], strict=True)]
+    row = head_claims.seeded_effect(shared, "excess_ce")
+    means = shared.groupby(package)["excess_ce"].mean()
+    assert np.isclose(row["se_packages"], means.std() / 10**0.5) and row["se_packages"] > 3 * row["se_documents"]
+    few = shared.assign(document=shared["document"].str.replace("p", "q/p"))
+    assert np.isnan(head_claims.seeded_effect(few, "excess_ce")["se_packages"])
+
+
 def test_other_documents_on_the_two_sides_are_refused():
     with pytest.raises(ValueError, match="other documents"):
         head_claims.c3b_effects(scores(0.1), {"mtp": scores(0.1, documents=150)})

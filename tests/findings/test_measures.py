@@ -196,13 +196,21 @@ def test_kinds_of_text_are_told_apart_by_means_over_documents_with_welchs_interv
     test = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
     row = found.loc["top1"]
     assert np.allclose([row.effect, row.ci_low, row.ci_high], [a.mean() - b.mean(), test.low, test.high])
+    of_documents = a.var() / len(a), b.var() / len(b)
+    assert np.isclose(row.se**2, sum(of_documents)) and np.isclose(row.se_packages, row.se)  # each document alone in a package
+    of_five = scores["document"].str.removeprefix("prose").where(scores["corpus"] == "prose", 0).astype(int) % 5
+    of_packages = scores.assign(document=of_five.astype(str) + "/" + scores["document"])
+    of_packages["document"] = of_packages["document"].where(scores["corpus"] == "prose", "ours/" + scores["document"])
+    row = marginal_claims.between_kinds(of_packages, "b").set_index("measure").loc["top1"]
+    means = b.groupby(np.arange(40) % 5).mean()
+    assert np.isclose(row.se_packages**2, of_documents[0] + means.var() / 5)
 
 
 def test_a_bracket_holds_the_accuracy_whatever_the_uncertified_arg_maxes_are():
     rows = pd.DataFrame({"document": list("abcd"), "top1": [1.0, 1.0, 0.0, 0.0], "certified": [1.0, 0.0, 1.0, 0.0]})
     rows = rows.assign(predictor="marginal", label_source="data", backbone="b", corpus="c", offset=2, estimator="e")
     (found,) = marginal_tables.brackets(rows.assign(candidates=8, captured_mass=0.9)).itertuples()
-    assert (found.least, found.top1, found.most, found.certified) == (0.25, 0.5, 0.75, 0.5)
+    assert (found.top1_least, found.top1, found.top1_most, found.certified) == (0.25, 0.5, 0.75, 0.5)
 
 
 def test_where_no_exact_sum_can_be_had_estimators_are_held_against_one_that_is_nearly_it(backbone, text):
