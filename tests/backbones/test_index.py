@@ -115,7 +115,7 @@ def test_an_unknown_name_says_which_there_are():
 
 def test_every_row_of_the_index_says_what_the_reader_has_to_know():
     for name, row in json.loads(index.MODELS.read_text("utf-8")).items():
-        assert {"what", "architecture", "trained", "licence", "terms", "restricted", "original"} <= row.keys(), name
+        assert {"what", "architecture", "trained", "licence", "terms", "original"} <= row.keys(), name
         hashes = [row["sha256"], *(part["sha256"] for part in row["wheels"])]
         assert all(len(h) == 64 and int(h, 16) for h in hashes) and row["bytes"] > 10**7, name
         assert all(part["wheel"].count("==") == 1 for part in row["wheels"]), name
