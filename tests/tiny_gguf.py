@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mtp_utils.base import paths
 
-KINDS = {name: GGMLQuantizationType[name] for name in ("F32", "F16", "Q8_0")}
+KINDS = {name: GGMLQuantizationType[name] for name in ("F32", "F16", "Q8_0", "Q4_1")}
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",

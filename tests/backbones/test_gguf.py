@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_1"])
 def test_every_weight_is_what_the_file_holds(kind, tmp_path):
     model = tiny_llama(tie_word_embeddings=kind != "F16")
     b = load_backbone(str(write_gguf(tmp_path / "tiny.gguf", model, kind)), device="cpu")
