@@ -59,6 +59,14 @@ EACH_BUDGET = (
     "put it. Seen before, at three seeds (translation / code / prose): joint heads ahead by 0.30 / 0.09 / 0.05 nats at equal "
     "tokens, by 0.03 / -0.02 / -0.03 at equal operations, and 0.95 / 1.22 / 0.65 behind the marginal",
 )
+MORE = (
+    "2026-11-30",
+    "as in C1 the marginal is asked at four positions of each document where it is an exact sum, and means are adjusted for "
+    "which positions were scored, by what base model and heads say at all of them; until then plain means at one. Seen before: "
+    "translation / code / prose: C3a +0.85 / +1.27 / +0.67 nats, C4c +0.95 / +1.22 / +0.65, of which the last doubling had "
+    "closed 0.36 / 0.11 / 0.23; and, before it was fixed, what they become: C3a +1.00 [0.96, 1.04] / +1.19 [1.11, 1.28] / +0.72 "
+    "[0.64, 0.80]. No verdict changes by it",
+)
 C4_HISTORY = (  # of the one claim C4, which C4a, C4b and C4c were
     (
         "2026-11-26",
@@ -124,10 +132,17 @@ CHANGES = {
             "too; the paper's claim is between kinds of text. That translation is ahead on w256, and behind code on w16 and "
             "w64, was known by then",
         ),
+        (
+            "2026-11-30",
+            "four positions of each document where sums are exact, and means adjusted for which positions were scored, as in C1; "
+            "until then plain means at one position. Seen before: excess against code +0.488 [0.113, 0.864] on w256, reproduced; "
+            "-0.210 [-0.794, 0.374] on Gemma 3 270M, inconclusive; lead against code -0.345 [-0.442, -0.248] on SmolLM2-135M: "
+            "not reproduced; and, before it was fixed, that w256's becomes +0.594 [0.511, 0.678], and nothing of the other two",
+        ),
     ),
-    "C3a": (BUDGET, CONVERGED, KNOWN, KNOWN_KIND),
+    "C3a": (BUDGET, CONVERGED, KNOWN, KNOWN_KIND, MORE),
     "C3b": (BUDGET, CONVERGED, EVERYWHERE, SECOND_RUN, CARRIED),
     "C4a": (*C4_HISTORY, EVERYWHERE, LAST_RUNG, KNOWN_KIND, KNOWN_JOINT, EACH_BUDGET),
     "C4b": (*C4_HISTORY, EVERYWHERE, LAST_RUNG, KNOWN_KIND, KNOWN_JOINT, EACH_BUDGET),
-    "C4c": (*C4_HISTORY, KNOWN, LAST_RUNG, KNOWN_KIND, EACH_BUDGET),
+    "C4c": (*C4_HISTORY, KNOWN, LAST_RUNG, KNOWN_KIND, EACH_BUDGET, MORE),
 }

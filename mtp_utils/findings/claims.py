@@ -1,6 +1,6 @@
 """The contrast that decides each claim, the rule that makes a verdict of it, and the verdict. Reads tables only.
 
-What a contrast compares is computed in marginal_claims.py (C1, C2) and head_claims.py (C3, C4). Everything a notebook shows
+What a contrast compares is computed in marginal_claims.py (C1, C2 size), kinds.py (C2 data) and head_claims.py (C3, C4). Everything a notebook shows
 beyond these contrasts is exploratory.
 """
 
@@ -36,6 +36,7 @@ class Contrast:
 
 COUNTING = "heads that are ahead of unigram, skip-bigram and skip-trigram on validation in every corpus, else it is inconclusive"
 COUNTING_KNOWN = COUNTING.replace("every corpus", "every corpus judged")
+FEW = "at four positions of each document (one where no sum is exact), adjusted for which they are"
 KNOWN_CORPORA = "every corpus that the backbone knows (ahead of the trigram at offset 1; else partly at the most)"
 CONTRASTS = {
     "C1": Contrast(
@@ -57,7 +58,7 @@ CONTRASTS = {
         "translations against each open-ended kind of text on the last rung: how much less the token after next costs beyond "
         "the next one (CE2 - CE1), and how much further the marginal's top-1 is ahead of the skip-trigram's",
         "cross-entropy [nats], top-1",
-        "both, against every open-ended kind (the less certain one decides)",
+        f"both, against every open-ended kind (the less certain one decides), {FEW}",
         "2026-11-24",
         corpora="translations by people where there are any, else the grammar's",
     ),
@@ -65,7 +66,7 @@ CONTRASTS = {
         "cross-entropy of the best kind of frozen heads (chosen on validation, trained on data) minus the marginal's, on the "
         "last rung",
         "cross-entropy [nats]",
-        f"the same sign in every training seed of the heads; the kind chosen on text of corpora that the backbone knows; "
+        f"the same sign in every training seed of the heads, {FEW}; the kind chosen on text of corpora that the backbone knows; "
         f"{COUNTING_KNOWN}",
         "2026-11-25",
         corpora=KNOWN_CORPORA,
@@ -98,8 +99,8 @@ CONTRASTS = {
     "C4c": Contrast(
         "cross-entropy of heads trained together with their backbone minus that of the base model's marginal, on the rung of C4a",
         "cross-entropy [nats]",
-        f"the same sign in every training seed; the gap remains *at this budget* unless the last doubling of it closed less than "
-        f"{DOUBLING:.0%} of it; {COUNTING_KNOWN}",
+        f"the same sign in every training seed, {FEW}; the gap remains *at this budget* unless the last doubling of it closed "
+        f"less than {DOUBLING:.0%} of it; {COUNTING_KNOWN}",
         "2026-11-26",
         corpora=KNOWN_CORPORA,
     ),

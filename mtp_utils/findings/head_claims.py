@@ -79,9 +79,15 @@ def _unless_behind(verdict: str, behind: list[str]) -> tuple[str, str]:
 
 def c3a_effects(scores: pd.DataFrame) -> pd.DataFrame:
     """C3a, by corpus: cross-entropy of the heads minus the marginal's on the same positions, data labels, data-trained heads,
-    offset 2 (positive: the heads fall short). scores: one arm's rows of gaps.scored, all its seeds."""
-    parts = _judged(scores).groupby("corpus", sort=False)
-    return pd.DataFrame([{"corpus": c, **seeded_effect(part, "excess_ce")} for c, part in parts])
+    offset 2 (positive: the heads fall short). scores: one arm's rows of gaps.scored, or of adjusted.excess, all its seeds; of the
+    latter `plain_` is what it is without the adjustment."""
+    rows = []
+    for corpus, part in _judged(scores).groupby("corpus", sort=False):
+        rows.append({"corpus": corpus, **seeded_effect(part, "excess_ce")})
+        if "plain" in part:
+            plain = seeded_effect(part, "plain")
+            rows[-1] |= {f"plain_{name}": plain[name] for name in ("effect", "ci_low", "ci_high")}
+    return pd.DataFrame(rows)
 
 
 def c3a(

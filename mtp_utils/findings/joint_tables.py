@@ -71,13 +71,12 @@ def drawn_shares(run, shares: pd.DataFrame, unknown: tuple[str, ...]) -> pd.Data
     return shares[~shares.corpus.isin(unknown)].reset_index(drop=True)
 
 
-def contrasts(everywhere: pd.DataFrame, scores: pd.DataFrame, joint: str, tokens: str, operations: str) -> dict:
+def contrasts(everywhere: pd.DataFrame, excess: pd.DataFrame, joint: str, tokens: str, operations: str) -> dict:
     """claim -> what it is judged by, by corpus: the way `joint` against frozen heads that saw as many tokens, and against those
-    that took as many operations, everywhere; and against the base model's marginal where that is known. Both of
-    Study.measured."""
+    that took as many operations, everywhere (of Study.measured); and against the base model's marginal (of Study.excess)."""
     heads = {way: part for way, part in everywhere.groupby("arm", sort=False)}
     found = {c: head_claims.ahead_effects(heads[joint], heads[way]) for c, way in (("C4a", tokens), ("C4b", operations))}
-    return found | {"C4c": head_claims.c3a_effects(on_data(scores)[joint])}
+    return found | {"C4c": head_claims.c3a_effects(on_data(excess)[joint])}
 
 
 def ahead_by_budget(everywhere: pd.DataFrame, budgets: dict[str, int]) -> pd.DataFrame:

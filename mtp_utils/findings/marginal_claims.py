@@ -1,5 +1,4 @@
-"""C1 and C2: the marginal beats counting; it grows with size and depends on the data. Reads the score tables of stored.py
-only."""
+"""C1 and C2 (size): the marginal beats counting, and grows with size. Reads the score tables of stored.py only."""
 
 import numpy as np
 import pandas as pd
@@ -8,8 +7,6 @@ from scipy import stats
 from . import claims, metrics
 from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, decide_known, found_with_80, not_testable, verdict_on
 from .counting import CONTROLS, PREDICTORS
-
-TRANSLATIONS = ("translation", "catalogues")  # whose continuation is nearly given by the text before; by our grammar, by people
 
 
 def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -190,57 +187,3 @@ def criteria(scores: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
             row["p"] = float(2 * stats.norm.sf(abs(value - 0.5) / error)) if error > 0 else np.nan
             rows.append(row | {"n_documents": len(members), "n_positions": len(group)})
     return pd.DataFrame(rows)
-
-
-def between_kinds(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
-    """Translations against each open-ended kind of text on one model, offset 2, data labels: the difference of means over
-    documents with its 95 % interval (Welch). `top1`: accuracy; `excess`: minus what the second token costs more than the first,
-    CE1 - CE2 in nats; `lead`: top-1 over the skip-trigram's. `se`: of the effect; `se_packages`: with packages as the unit of
-    text that is theirs (claims.error_by_package). scores: rows of stored.marginal_scores and control_scores."""
-    here = scores[(scores.backbone == backbone) & (scores.label_source == LABELS) & scores.offset.isin([1, OFFSET])]
-    means = here.groupby(["corpus", "document", "predictor", "offset"], sort=False)[["top1", "log_prob"]].mean().unstack([2, 3])
-    top1, log_prob = means["top1"], means["log_prob"]["marginal"]
-    measures = {
-        "top1": top1["marginal", OFFSET],
-        "excess": log_prob[OFFSET] - log_prob[1],
-        "lead": top1["marginal", OFFSET] - top1[PREDICTORS[-1], OFFSET],
-    }
-    rows = []
-    for name, values in measures.items():
-        by_corpus = {corpus: x.droplevel("corpus") for corpus, x in values.groupby("corpus", sort=False)}
-        for near in (corpus for corpus in TRANSLATIONS if corpus in by_corpus):
-            for other in (corpus for corpus in by_corpus if corpus not in TRANSLATIONS):
-                a, b = by_corpus[near], by_corpus[other]
-                parts = [(x.var(ddof=1) / len(x), len(x) - 1) for x in (a, b)]
-                effect, found = a.mean() - b.mean(), metrics.combined_error(parts)
-                row = {"kind": near, "against": other, "measure": name, "effect": effect}
-                row |= metrics.t_interval(effect, *found) | {"se": found[0]}
-                clustered = [claims.error_by_package(x) for x in (a, b)]
-                variances = [v if np.isnan(e) else e**2 for e, (v, _) in zip(clustered, parts, strict=True)]
-                row |= {"se_packages": np.nan if np.isnan(clustered).all() else sum(variances) ** 0.5}
-                rows.append(row | {"n_documents": len(a) + len(b), "found_with_80": found_with_80(row)})
-    return pd.DataFrame(rows)
-
-
-def c2_data(kinds: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,), unknown: tuple[str, ...] = ()) -> Verdict:
-    """C2 (data): against every open-ended kind of text, translations (by people, where there are any) cost less in excess and
-    lead further over counting: the less certain of the two decides, then Holm over the open-ended kinds. kinds: of
-    `between_kinds`; unknown: corpora that the backbone does not know (`not_known`), which the text says."""
-    judged = next(kind for kind in reversed(TRANSLATIONS) if kind in set(kinds["kind"]))
-    effects = kinds[(kinds.kind == judged) & kinds.measure.isin(["excess", "lead"])]
-    worst = metrics.hardest(effects, "against")
-    row = worst.sort_values("effect").iloc[0]
-    said = {"excess": "less excess by", "lead": "further lead by"}
-    each = (f"{r.against}: {said[r.measure]} {r.effect:+.3f} [{r.ci_low:+.3f}, {r.ci_high:+.3f}]" for r in effects.itertuples())
-    text = f"{judged} (above 0: easier) against " + "; ".join(each) + "."
-    if judged in unknown:
-        text += f" The backbone loses to the trigram on {judged} at offset 1, its own task: to it they are not given."
-    return verdict_on(
-        "C2 (data)",
-        f"{backbone}, offset 2, data labels: {judged} against open-ended text: how much less excess CE2 - CE1 [nats], how "
-        f"much more top-1 over the skip-trigram's; the less certain of the two, worst kind ({row.against}: {row.measure})",
-        row,
-        seeds,
-        decide(worst, CONTRASTS["C2 (data)"].threshold),
-        text,
-    )

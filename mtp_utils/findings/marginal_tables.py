@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ..backbones.load import Backbone
 from ..text import blocks as blocks_module
@@ -12,11 +11,9 @@ from . import controls, measures, metrics, stored
 from .claims import FEWEST_PACKAGES, LABELS, OFFSET, error_by_package
 from .counting import CONTROLS, PREDICTORS
 from .marginal_claims import c1_effects, not_known, slopes
-from .scoring import Labels
 
 KS = (1, 4, 16, 64, 256)
 SAMPLED = ({"samples": 64}, {"samples": 256}, {"top_k": 64, "samples": 64}, {"top_k": 128, "samples": 128})
-POSITIONS = 4  # of a document, at which C1 is judged where the marginal is an exact sum
 CONTEXTS = {"32 to 64": 63, "65 to 128": 127, "over 128": blocks_module.CONTEXT}  # tokens of context: the last position in each
 
 
@@ -102,32 +99,6 @@ def bias_and_cost(cut: pd.DataFrame, positions: int) -> pd.DataFrame:
         row |= {f"bias, {corpus}": value for corpus, value in bias.items()}
         rows.append(row | {"of the error": (bias.abs() / error).max()})
     return pd.DataFrame(rows).sort_values("candidates", ignore_index=True)
-
-
-def c1_at_more(run, backbone: Backbone, test: dict, seed: int, n: int = POSITIONS) -> pd.DataFrame:
-    """C1's comparisons at offset 2 (c1_effects), with `n` positions of each document's window scored, drawn anew from the
-    eligible ones (all, where there are fewer)."""
-    frames, known = [], []
-    for part in test.values():
-        blocks, variates = more_positions(part, backbone.tokenizer, n, seed), stored.variates_of(run, backbone, part)
-        stem, estimator = f"{stored.stem_of(backbone, part)}_{n}", stored.estimators_of(backbone)[OFFSET]
-        given = {"backbone": backbone, "blocks": blocks, "estimators": {str(OFFSET): estimator}, "drawn": ()}
-        found = run.measure_arrays(f"01_marginals_{stem}", measures.marginal_arrays, **given)
-        labels = Labels(measures.label_table(blocks, {}))
-        marginal = measures.marginal_table(stored.at_offset(found, OFFSET), labels, backbone.name, OFFSET, estimator)
-        keys = ["corpus", "document", "position"]
-        counted = stored.counted_everywhere(run, backbone, part).merge(marginal[keys], on=keys)
-        about = {"backbone": backbone.name, "offset": OFFSET, "label_source": LABELS}
-        frames += [marginal, counted.assign(**about)]
-        known.append(variates)
-    return c1_effects(pd.concat(frames, ignore_index=True), backbone.name, pd.concat(known, ignore_index=True))
-
-
-def more_positions(blocks, tokenizer, n: int, seed: int):
-    """The same windows with `n` of the eligible positions of each scored, drawn at random."""
-    wide = blocks_module.everywhere(blocks, tokenizer)
-    order = np.where(wide.scored.numpy(), np.random.default_rng(seed).random(wide.scored.shape), np.inf)
-    return stored.scored_at(wide, torch.from_numpy(order.argsort(1).argsort(1) < n), f"{n}/{seed}")
 
 
 def _few(run, backbone: Backbone, corpus: str, seed: int):

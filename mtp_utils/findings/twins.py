@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..backbones.load import Backbone
-from . import arms, frozen_heads, gaps, head_claims, layer_readings, layers, metrics
+from . import adjusted, arms, frozen_heads, gaps, head_claims, layer_readings, layers, metrics
 from .frozen_heads import Decided
 
 
@@ -34,11 +34,11 @@ def second_run(run, first: Twins, ntp: Backbone, mtp: Backbone, offset2: Backbon
     return Twins(*(frozen_heads.in_the_same_way(run, backbone, test, of) for backbone, of in sides), offset2)
 
 
-def dedicated(run, twins: Twins, test: dict, score=gaps.everywhere, **judge) -> pd.DataFrame:
-    """Scores of the model trained on offset 2 alone."""
+def dedicated(run, twins: Twins, test: dict, score=gaps.everywhere, **given) -> pd.DataFrame:
+    """Scores of the model trained on offset 2 alone; score: which, and what it is given."""
     bench = arms.bench_of(run, twins.offset2, test, tokens=1, layers=arms.depth_of(twins.offset2)[-1:])
     itself = arms.untrained_arm(run, bench, layers.lens(bench.train.layers[-1], (2,)))
-    return score(run, bench, [itself], **judge)
+    return score(run, bench, [itself], **given)
 
 
 def effects(run, runs: list[Twins], test: dict) -> pd.DataFrame:
@@ -66,24 +66,20 @@ def behind_by_budget(run, twins: Twins) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def decomposition(run, twins: Twins, test: dict) -> pd.DataFrame:
-    """By corpus the frozen heads' gap to the marginal in two parts, nats at offset 2, with their intervals: to a model of the
-    same size trained on offset 2 alone, and from that to the marginal. The second part is the price of one pass, and no
-    specialisation."""
-    frozen = gaps.scored(run, twins.ntp.bench, twins.ntp.seeded(run))
-    alone = dedicated(run, twins, test, gaps.scored, base=twins.judge)
-    frozen, alone = (x[x.label_source == head_claims.LABELS] for x in (frozen, alone))
-    rows = []
-    for corpus, ours in frozen.groupby("corpus", sort=False):
-        theirs = alone[alone.corpus == corpus]
-        losses = {"frozen heads": ours["log_prob"], "one pass": theirs["log_prob"], "marginal": theirs["marginal_log_prob"]}
-        row = {"corpus": corpus} | {name: -x.mean() for name, x in losses.items()}
-        parts = {"heads - one pass": (theirs, "log_prob", ours), "one pass - marginal": (theirs, "excess_ce")}
-        for name, of in parts.items():
-            found = head_claims.seeded_effect(*of)
-            row |= {name: found["effect"], f"{name}, low": found["ci_low"], f"{name}, high": found["ci_high"]}
-        rows.append(row)
-    return pd.DataFrame(rows)
+def decomposition(run, twins: Twins, test: dict, seed: int) -> pd.DataFrame:
+    """By corpus the frozen heads' gap to the marginal and its two parts, nats at offset 2, with intervals: to a model of the
+    same size trained on offset 2 alone (heads against heads, at all eligible positions), and from that to the marginal (of
+    adjusted.excess, as the whole is). The second part is the price of one pass, and no specialisation."""
+    heads = twins.ntp.seeded(run)
+    whole = adjusted.excess(run, twins.ntp.bench, heads, seed)
+    price = dedicated(run, twins, test, adjusted.excess, seed=seed, base=twins.judge)
+    wide = gaps.everywhere(run, twins.ntp.bench, heads)
+    parts = {
+        "heads - one pass": head_claims.ahead_effects(dedicated(run, twins, test), wide),
+        "one pass - marginal": head_claims.c3a_effects(price),
+        "heads - marginal": head_claims.c3a_effects(whole),
+    }
+    return pd.concat([found.assign(part=name) for name, found in parts.items()], ignore_index=True)
 
 
 def next_token_cost(run, twins: Twins, test: dict) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from ..base import fetch, paths, ranks
 from ..base.locks import Stop
 from ..base.profiles import Profile, own_of
 from ..base.runtime import choose_device, choose_dtype, environment
-from ..findings.marginal_tables import POSITIONS
+from ..findings.adjusted import POSITIONS
 from ..findings.stored import BEYOND, LARGEST_EXACT
 from ..text import blocks, hub, own
 from ..text.tokens import controls_in, digest_of, fronts_of

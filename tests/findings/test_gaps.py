@@ -4,6 +4,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from mtp_utils.base.profiles import PROFILES
 from mtp_utils.base.records import Arrays
 from mtp_utils.base.run import Run
 from mtp_utils.findings import (
+    adjusted,
     arms,
     controls,
     counting,
@@ -26,7 +28,7 @@ from mtp_utils.findings import (
     stored,
 )
 from mtp_utils.heads.spec import HeadSpec
-from mtp_utils.heads.training import Training
+from mtp_utils.heads.training import Training, heads_from
 from mtp_utils.marginal.future import future_log_probs
 from mtp_utils.text import blocks
 from mtp_utils.text.offsets import labels_of
@@ -314,3 +316,40 @@ def test_countings_gap_is_the_excess_loss_of_its_scores_over_all_labels(run, bac
         log_q = counts.scores(label, {name: models[name]})[name]["log_prob"][:, 0]
         excess += np.where(p > 0, p * (log_m[:, token].numpy() - log_q), 0.0)
     assert np.allclose(mine["gap"], excess)
+
+
+def test_excess_is_that_at_the_scored_positions_and_adjusted_the_mean_over_all_of_them(run, bench, text, backbone, monkeypatch):
+    arm = arms.untrained_arm(run, bench, layers.lens(3, (2,)))
+    at_one = adjusted.excess(run, bench, [arm], 1)
+    scored = gaps.scored(run, bench, [arm])
+    scored = scored[scored.label_source == "data"]
+    plain = scored.groupby("document", sort=False)["excess_ce"].mean()
+    assert np.allclose(at_one.set_index("document")["plain"][plain.index], plain) and at_one["document"].is_unique
+    assert np.allclose(at_one["plain"], at_one["excess_ce"])  # nine documents are too few to adjust anything
+    monkeypatch.setattr(run, "profile", dataclasses.replace(run.profile, backbones=(backbone.name,)))
+    at_four = adjusted.excess(run, bench, [arm], 1)
+    four = adjusted.more_positions(text, backbone.tokenizer, 4, 1)
+    heads = head_measures.head_log_probs(heads_from(arm.arrays, backbone, arm.spec), bench.test["prose"][1], four.scored)[2]
+    own = future_log_probs(backbone.model, four.tokens, 2, exact=True, attention_mask=four.mask, positions=four.scored)
+    labels = labels_of(four.tokens, four.scored, 2)
+    by_hand = (own.at(four.scored) - heads).gather(1, labels[:, None])[:, 0].numpy()
+    by_hand = scoring.positions_of(four).assign(x=by_hand).groupby("document")["x"].mean()
+    assert np.allclose(at_four.set_index("document")["plain"][by_hand.index], by_hand, atol=1e-4)
+
+
+def test_adjusted_means_know_what_is_known_everywhere():
+    """Of documents with forty positions one is scored; what makes it hard is known of all of them."""
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(40):
+        hard = rng.normal(0, 1, (200, 40))
+        values = 0.5 + 1.5 * hard + rng.normal(0, 0.2, hard.shape)
+        at = rng.integers(40, size=200)
+        names = [f"d{i}" for i in range(200)]
+        means = pd.Series(values[range(200), at], names)
+        here = pd.DataFrame({"document": names, "hard": hard[range(200), at]})
+        everywhere = pd.DataFrame({"document": np.repeat(names, 40), "hard": hard.ravel()})
+        everywhere.loc[everywhere.document == "d3", "hard"] = np.nan  # of one nothing more is known
+        found = adjusted.by_document(means, here, everywhere)
+        errors.append((found.mean() - values.mean(), means.mean() - values.mean(), found.std() / 200**0.5))
+    mine, plain, said = np.array(errors).T
+    assert mine.std() < plain.std() / 3 and 0.6 < mine.std() / said.mean() < 1.5 and abs(mine.mean()) < 0.02

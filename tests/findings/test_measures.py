@@ -11,7 +11,7 @@ from scipy import stats
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base import records
 from mtp_utils.base.profiles import get_profile
-from mtp_utils.findings import controls, marginal_claims, marginal_tables, measures, metrics, scoring, stored
+from mtp_utils.findings import adjusted, controls, kinds, marginal_claims, marginal_tables, measures, metrics, scoring, stored
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
 from mtp_utils.marginal.rows import one_prefix
@@ -189,7 +189,7 @@ def test_kinds_of_text_are_told_apart_by_means_over_documents_with_welchs_interv
                 rows.append(("b", corpus, f"{corpus}{d}", predictor, offset, "data", float(hit), log_prob))
     columns = ["backbone", "corpus", "document", "predictor", "offset", "label_source", "top1", "log_prob"]
     scores = pd.DataFrame(rows, columns=columns)
-    found = marginal_claims.between_kinds(scores, "b").set_index("measure")
+    found = kinds.between_kinds(scores, "b").set_index("measure")
     assert set(found.index) == {"top1", "excess", "lead"} and (found["ci_low"] > 0).all()
     second = scores[(scores.predictor == "marginal") & (scores.offset == 2)].set_index("corpus")["top1"]
     a, b = second["translation"], second["prose"]
@@ -201,7 +201,7 @@ def test_kinds_of_text_are_told_apart_by_means_over_documents_with_welchs_interv
     of_five = scores["document"].str.removeprefix("prose").where(scores["corpus"] == "prose", 0).astype(int) % 5
     of_packages = scores.assign(document=of_five.astype(str) + "/" + scores["document"])
     of_packages["document"] = of_packages["document"].where(scores["corpus"] == "prose", "ours/" + scores["document"])
-    row = marginal_claims.between_kinds(of_packages, "b").set_index("measure").loc["top1"]
+    row = kinds.between_kinds(of_packages, "b").set_index("measure").loc["top1"]
     means = b.groupby(np.arange(40) % 5).mean()
     assert np.isclose(row.se_packages**2, of_documents[0] + means.var() / 5)
 
@@ -232,10 +232,10 @@ def test_kinds_of_text_are_judged_by_the_less_certain_of_excess_and_lead_on_tran
         )
     ]  # fmt: skip
     columns = ["kind", "against", "measure", "effect", "ci_low", "ci_high", "p", "n_documents"]
-    found = marginal_claims.c2_data(pd.DataFrame(rows, columns=columns), "b")
+    found = kinds.c2_data(pd.DataFrame(rows, columns=columns), "b")
     assert (found.verdict, found.effect) == (verdict, lead) and "catalogues" in found.contrast
     table = pd.DataFrame(rows, columns=columns)
-    known, not_known = (marginal_claims.c2_data(table, "b", unknown=u).text for u in ((), ("catalogues",)))
+    known, not_known = (kinds.c2_data(table, "b", unknown=u).text for u in ((), ("catalogues",)))
     assert not_known.startswith(known) and "loses to the trigram on catalogues" in not_known[len(known) :]
 
 
@@ -386,17 +386,19 @@ def test_what_stands_behind_a_position_does_not_move_its_marginal_and_a_look_ahe
 
 
 def test_more_positions_are_eligible_ones_of_the_same_windows_and_are_scored_as_one_is(backbone, text):
-    four = marginal_tables.more_positions(text, backbone.tokenizer, 4, 1)
+    four = adjusted.more_positions(text, backbone.tokenizer, 4, 1)
     everywhere = blocks.everywhere(text, backbone.tokenizer).scored
     assert not (four.scored & ~everywhere).any() and (four.scored.sum(1) == everywhere.sum(1).clamp(max=4)).all()
     assert torch.equal(four.tokens, text.tokens)
-    assert not torch.equal(four.scored, marginal_tables.more_positions(text, backbone.tokenizer, 4, 2).scored)
+    assert not torch.equal(four.scored, adjusted.more_positions(text, backbone.tokenizer, 4, 2).scored)
 
     def arrays(stem, function, **given):
         return records.Arrays(function(**given), stem)
 
     run = SimpleNamespace(profile=get_profile("smoke"), measure=lambda stem, f, **given: f(**given), measure_arrays=arrays)
-    found = marginal_tables.c1_at_more(run, backbone, {"code": text}, 1).set_index(["metric", "control"])
+    more = adjusted.at_more(run, backbone, {"code": text}, 1)
+    known = stored.variates_of(run, backbone, text)
+    found = marginal_claims.c1_effects(more[more.offset == 2], backbone.name, known).set_index(["metric", "control"])
     marginal = future_log_probs(backbone.model, four.tokens, 2, exact=True, attention_mask=four.mask, positions=four.scored)
     right = marginal.at(four.scored).argmax(-1) == labels_of(four.tokens, four.scored, 2)
     counted = stored.counted_everywhere(run, backbone, text)

@@ -46,10 +46,13 @@ def test_each_side_is_the_mean_of_its_pre_training_runs(run):
     heads = both[both.control == "heads on the MTP twin"].iloc[0]
     assert np.isclose(heads["effect"], np.mean(by_hand)) and by_hand[0] != by_hand[1]
     assert both["se_seeds"].min() > 0
-    parts = twins.decomposition(run, one, test).iloc[0]
-    for name in ("heads - one pass", "one pass - marginal"):
-        more, less = ({"heads": "frozen heads"}.get(x, x) for x in name.split(" - "))
-        assert np.isclose(parts[name], parts[more] - parts[less]) and parts[f"{name}, low"] < parts[name] < parts[f"{name}, high"]
+    parts = twins.decomposition(run, one, test, 1).set_index("part")
+    dedicated = alone[alone.control == "trained on offset 2 alone"].iloc[0]
+    assert np.isclose(parts.loc["heads - one pass", "effect"], dedicated["effect"])
+    whole, price = (parts.loc[name, "plain_effect"] for name in ("heads - marginal", "one pass - marginal"))
+    scored = gaps.scored(run, one.ntp.bench, [one.ntp.last])
+    scored = scored[(scored.label_source == "data") & (scored.offset == 2)]
+    assert np.isclose(whole, scored["excess_ce"].mean()) and whole != price and (parts["ci_low"] < parts["effect"]).all()
     cost = twins.next_token_cost(run, one, test).iloc[0]
     assert np.isclose(cost["effect"], cost["MTP"] - cost["NTP"]) and cost["ci_low"] < cost["effect"] < cost["ci_high"]
 
