@@ -1,7 +1,7 @@
 """The contrast that decides each claim, the rule that makes a verdict of it, and the verdict. Reads tables only.
 
-What a contrast compares is computed in marginal_claims.py (C1, C2 size), kinds.py (C2 data) and head_claims.py (C3, C4). Everything a notebook shows
-beyond these contrasts is exploratory.
+What a contrast compares is computed in marginal_claims.py (C1, C2 size), kinds.py (C2 data) and head_claims.py (C3, C4).
+Everything a notebook shows beyond these contrasts is exploratory.
 """
 
 from collections.abc import Callable, Collection

@@ -17,7 +17,7 @@ from ..heads.spec import HeadSpec
 from ..heads.together import Joint, require_one_device, trained_backbone
 from ..heads.training import Training, heads_from
 from ..text.blocks import CONTEXT
-from . import adjusted, arms, frozen_heads, gaps, head_claims
+from . import arms, frozen_heads, gaps, head_claims
 
 MULTIPLE = 0.1  # of the heads' rate, where the search for the backbone's begins
 FACTOR = 3.0  # between neighbouring rates, before it is halved (on a logarithmic scale)
@@ -165,20 +165,14 @@ class Study:
         found = [], [], []
         for way, each in ways.items():
             for one in each:
-                bench = self._reads(one)
+                bench = self.reads(one)
                 found[0].append(gaps.scored(self.run, bench, [one.arm], self.base).assign(arm=way))
                 found[1].extend([gaps.everywhere(self.run, bench, [one.arm]).assign(arm=way)] if way in everywhere else [])
                 if way in ntp and one is each[0]:
                     found[2].append(gaps.next_token(self.run, bench, "05_ntp").assign(arm=way))
         return [pd.concat(frames, ignore_index=True) if frames else pd.DataFrame() for frames in found]
 
-    def excess(self, ways: dict[str, list[Trained]], seed: int) -> pd.DataFrame:
-        """adjusted.excess of every way over the base model's marginal, column `arm`."""
-        each = [(way, one) for way, of in ways.items() for one in of]
-        found = [adjusted.excess(self.run, self._reads(x), [x.arm], seed, self.base).assign(arm=way) for way, x in each]
-        return pd.concat(found, ignore_index=True)
-
-    def _reads(self, one: Trained) -> arms.Bench:
+    def reads(self, one: Trained) -> arms.Bench:
         """The states that heads read of the test text, and the last layer's."""
         backbone, last = one.backbone(), arms.depth_of(self.base)[-1]
         layers = heads_from(one.arm.arrays, backbone, one.arm.spec).layers

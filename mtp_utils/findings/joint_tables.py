@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from ..backbones.load import Backbone
-from . import gaps, head_claims, metrics, stored
-from .joint_heads import Trained
+from . import adjusted, gaps, head_claims, metrics, stored
+from .joint_heads import Study, Trained
 
 
 def on_data(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -71,9 +71,19 @@ def drawn_shares(run, shares: pd.DataFrame, unknown: tuple[str, ...]) -> pd.Data
     return shares[~shares.corpus.isin(unknown)].reset_index(drop=True)
 
 
+def excess(study: Study, ways: dict[str, list[Trained]], seed: int) -> pd.DataFrame:
+    """adjusted.excess of every way over the base model's marginal, column `arm`."""
+    found = [
+        adjusted.excess(study.run, study.reads(one), [one.arm], seed, study.base).assign(arm=way)
+        for way, each in ways.items()
+        for one in each
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
 def contrasts(everywhere: pd.DataFrame, excess: pd.DataFrame, joint: str, tokens: str, operations: str) -> dict:
     """claim -> what it is judged by, by corpus: the way `joint` against frozen heads that saw as many tokens, and against those
-    that took as many operations, everywhere (of Study.measured); and against the base model's marginal (of Study.excess)."""
+    that took as many operations, everywhere (of Study.measured); and against the base model's marginal (of `excess`)."""
     heads = {way: part for way, part in everywhere.groupby("arm", sort=False)}
     found = {c: head_claims.ahead_effects(heads[joint], heads[way]) for c, way in (("C4a", tokens), ("C4b", operations))}
     return found | {"C4c": head_claims.c3a_effects(on_data(excess)[joint])}
