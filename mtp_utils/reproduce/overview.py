@@ -37,8 +37,9 @@ by people). *Top-1*: the share of positions whose likeliest token is right; *nat
 
 **Verdicts.** *Reproduced*: the effect is above 0 in every corpus (p below .05, adjusted over corpora) and in every seed.
 *Partly*: in some corpora, or not in every seed, or some cannot be tested, as the model loses to counting at the next token
-there. *Not reproduced*: at or below 0 in all. *Contradicted*: clearly so in some. *Inconclusive*: none of these, or heads that
-are not ahead of unigram, skip-bigram and skip-trigram on validation, whatever their effect.
+there. *Not reproduced*: the whole interval at or below 0 in all. *Contradicted*: clearly so in some. *Inconclusive*: none of
+these, or heads that are not ahead of unigram, skip-bigram and skip-trigram on validation, whatever their effect. C2 (data) is
+judged on translations even where the model does not know them, and says so.
 """
 
 
