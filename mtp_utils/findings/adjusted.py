@@ -7,22 +7,15 @@ import torch
 
 from ..backbones.load import Backbone
 from ..text import blocks as blocks_module
-from . import gaps, measures, metrics, scoring, stored
+from . import gaps, measures, scoring, stored
 from .arms import Arm, Bench
 from .claims import LABELS, OFFSET
 from .counting import PREDICTORS
+from .means import KEYS, by_document
 from .scoring import Labels
 
 POSITIONS = 4  # of a document, at which the largest backbone's marginal is asked where it is an exact sum
-KEYS = ["corpus", "document", "position"]
 OF_BACKBONE = ["next_log_prob", "next_top1", "after_log_prob", "after_top1"]  # of stored.variates_of
-
-
-def by_document(means: pd.Series, here: pd.DataFrame, everywhere: pd.DataFrame) -> pd.Series:
-    """Documents' means over their scored positions, adjusted. here, everywhere: a row for each scored, and for each eligible
-    position: document, and a column a variate; a document of which nothing more is known is not moved."""
-    scored, eligible = (x.groupby("document").mean() for x in (here, everywhere))
-    return metrics.adjusted(means, scored, eligible.fillna(scored))
 
 
 def at_more(run, backbone: Backbone, test: dict, seed: int, n: int = POSITIONS) -> pd.DataFrame:
@@ -68,7 +61,8 @@ def excess(run, bench: Bench, arms: list[Arm], seed: int, base: Backbone | None 
             heads = scoring.positions_of(wide).assign(heads=gaps.on_data(run, bench, wide, states, arm)[OFFSET])
             if more:
                 here = marginal[(marginal.corpus == corpus) & (marginal.predictor == "marginal") & (marginal.offset == OFFSET)]
-                here = here.rename(columns={"log_prob": "marginal"}).merge(heads, on=KEYS, validate="one_to_one")
+                n, here = len(here), here.rename(columns={"log_prob": "marginal"}).merge(heads, on=KEYS, validate="one_to_one")
+                assert n == len(here), f"heads are asked at {len(here)} of {n} positions of the marginal"
             else:
                 here = scored[(scored.corpus == corpus) & (scored.offset == OFFSET) & (scored.label_source == LABELS)]
                 here = here.rename(columns={"log_prob": "heads", "marginal_log_prob": "marginal"})

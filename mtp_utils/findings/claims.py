@@ -17,7 +17,6 @@ ALPHA = 0.05
 OFFSET = 2
 LABELS = "data"
 POWER = 1.96 + 0.84  # standard errors that an effect needs for 80 % power at a two-sided 5 %
-FEWEST_PACKAGES = 5  # of which errors by package are said
 DOUBLING = 0.10  # C4c: a last doubling of the tokens that closes more of the gap than this leaves it open whether one remains
 
 
@@ -36,7 +35,7 @@ class Contrast:
 
 COUNTING = "heads that are ahead of unigram, skip-bigram and skip-trigram on validation in every corpus, else it is inconclusive"
 COUNTING_KNOWN = COUNTING.replace("every corpus", "every corpus judged")
-FEW = "at four positions of each document (one where no sum is exact), adjusted for which they are"
+FEW = "at four positions of each document (the run's largest backbone, if its sum is exact; else one), adjusted for which"
 KNOWN_CORPORA = "every corpus that the backbone knows (ahead of the trigram at offset 1; else partly at the most)"
 CONTRASTS = {
     "C1": Contrast(
@@ -132,19 +131,12 @@ class Verdict:
     text: str
 
 
+ONE_RUN = " One pre-training run of each backbone: the spread between those is not in the interval."
+
+
 def found_with_80(row) -> float:
     """The least effect that a 95 % interval of this width (ci_low, ci_high) would have found with 80 % power."""
     return POWER * (row["ci_high"] - row["ci_low"]) / (2 * 1.96)
-
-
-def error_by_package(means: pd.Series) -> float:
-    """Standard error of a mean over documents (index: their names, `package/file`) if packages, not documents, are what is drawn
-    from a population: cluster-robust, CR1 (Liang and Zeger 1986); nan where there are fewer than FEWEST_PACKAGES."""
-    packages = means.index.astype(str).str.split("/").str[0]
-    sums = (means - means.mean()).groupby(packages).sum()
-    if len(sums) < FEWEST_PACKAGES:
-        return np.nan
-    return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(means))
 
 
 def verdict_on(claim: str, contrast: str, row, seeds: tuple[int, ...], verdict: str, text: str) -> Verdict:

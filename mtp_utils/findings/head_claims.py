@@ -7,11 +7,22 @@ The contrasts stand in claims.py, what was changed in them in changes.py. Reads 
 import numpy as np
 import pandas as pd
 
-from . import claims, metrics
-from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, decide_known, found_with_80, not_testable, verdict_on
+from . import metrics
+from .claims import (
+    CONTRASTS,
+    DOUBLING,
+    LABELS,
+    OFFSET,
+    ONE_RUN,
+    Verdict,
+    decide,
+    decide_known,
+    found_with_80,
+    not_testable,
+    verdict_on,
+)
 from .counting import PREDICTORS
-
-ONE_RUN = " One pre-training run of each backbone: the spread between those is not in the interval."
+from .means import error_by_package
 
 
 def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None = None) -> dict:
@@ -19,7 +30,7 @@ def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None
     documents, documents as the unit, the variance between training seeds of either side added; where the backbone was
     pre-trained more than once, that between the means of those runs, which has the seeds' in it. Columns: document, position,
     seed, `column`, and `run` (of pre-training) where there are several. Also p (two-sided), whether every training has the
-    sign, and beside `se_documents` what it would be with packages as the unit (claims.error_by_package), which decides nothing.
+    sign, and beside `se_documents` what it would be with packages as the unit (means.error_by_package), which decides nothing.
     """
     ours = _by_document(table, column)
     theirs = _by_document(against, column) if against is not None else ours * 0
@@ -38,7 +49,7 @@ def seeded_effect(table: pd.DataFrame, column: str, against: pd.DataFrame | None
         **interval,
         "found_with_80": found_with_80(interval),
         "se_documents": float(parts[0][0] ** 0.5),
-        "se_packages": claims.error_by_package(difference),
+        "se_packages": error_by_package(difference),
         "se_seeds": float(sum(v for v, _ in parts[1:]) ** 0.5),
         "seeds_agree": bool((np.sign(each) == np.sign(value)).all()),
         "n_documents": len(difference),
@@ -109,8 +120,16 @@ def _gap_verdict(
     judged, found = decide_known(effects, unknown, lambda rows: decide(rows, threshold, bool(rows["seeds_agree"].all())))
     row = judged.sort_values("effect").iloc[0]
     text += f" {not_testable(unknown)}." if effects.corpus.isin(unknown).any() else ""
+    text += _without_adjustment(effects) + (ONE_RUN if "n_runs" in effects and effects["n_runs"].min() == 1 else "")
     verdict, why = _unless_behind(found, [corpus for corpus in behind if corpus in set(judged.corpus)])
     return verdict_on(claim, f"{contrast} [nats], worst corpus ({row.corpus})", row, seeds, verdict, _each(effects) + text + why)
+
+
+def _without_adjustment(effects: pd.DataFrame) -> str:
+    """What plain means are where those that decide are adjusted, in words."""
+    if "plain_effect" not in effects:
+        return ""
+    return f" Without the adjustment: {'; '.join(f'{r.corpus} {r.plain_effect:+.3f}' for r in effects.itertuples())}."
 
 
 def c3b_effects(frozen: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from . import claims, metrics
-from .adjusted import KEYS, by_document
 from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, found_with_80, verdict_on
 from .counting import PREDICTORS
+from .means import KEYS, by_document, error_by_package
 
 TRANSLATIONS = ("translation", "catalogues")  # whose continuation is nearly given by the text before; by our grammar, by people
 
@@ -15,8 +15,8 @@ def between_kinds(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame 
     """Translations against each open-ended kind of text on one model, offset 2, data labels: the difference of means over
     documents with its 95 % interval (Welch). `top1`: accuracy; `excess`: minus what the second token costs more than the first,
     CE1 - CE2 in nats; `lead`: top-1 over the skip-trigram's. `se`: of the effect; `se_packages`: with packages as the unit of
-    text that is theirs (claims.error_by_package). scores: as `c1_effects`, and everywhere too, with which the means of either
-    side are adjusted; `plain_effect` is what they are without."""
+    text that is theirs (means.error_by_package). scores: as `c1_effects`, and everywhere too, with which the means of either
+    side are adjusted; `plain_` is what they are without."""
     here = scores[(scores.backbone == backbone) & (scores.label_source == LABELS) & scores.offset.isin([1, OFFSET])]
     means = here.groupby(["corpus", "document", "predictor", "offset"], sort=False)[["top1", "log_prob"]].mean().unstack([2, 3])
     top1, log_prob = means["top1"], means["log_prob"]["marginal"]
@@ -32,7 +32,8 @@ def between_kinds(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame 
         for near in (corpus for corpus in TRANSLATIONS if corpus in of):
             for other in (corpus for corpus in of if corpus not in TRANSLATIONS):
                 row = {"kind": near, "against": other, "measure": name} | _welch(of[near], of[other])
-                rows.append(row | {"plain_effect": plain[near].mean() - plain[other].mean()})
+                plainly = _welch(plain[near], plain[other])
+                rows.append(row | {f"plain_{x}": plainly[x] for x in ("effect", "ci_low", "ci_high")})
     return pd.DataFrame(rows)
 
 
@@ -49,7 +50,7 @@ def _welch(ours: pd.Series, theirs: pd.Series) -> dict[str, float]:
     parts = [(x.var(ddof=1) / len(x), len(x) - 1) for x in sides]
     effect, (error, freedom) = float(ours.mean() - theirs.mean()), metrics.combined_error(parts)
     row = {"effect": effect, **metrics.t_interval(effect, error, freedom), "se": error}
-    clustered = [claims.error_by_package(x) for x in sides]
+    clustered = [error_by_package(x) for x in sides]
     variances = [v if np.isnan(e) else e**2 for e, (v, _) in zip(clustered, parts, strict=True)]
     row |= {"se_packages": np.nan if np.isnan(clustered).all() else sum(variances) ** 0.5}
     return row | {"n_documents": len(ours) + len(theirs), "found_with_80": found_with_80(row)}
@@ -66,6 +67,10 @@ def c2_data(kinds: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,), u
     said = {"excess": "less excess by", "lead": "further lead by"}
     each = (f"{r.against}: {said[r.measure]} {r.effect:+.3f} [{r.ci_low:+.3f}, {r.ci_high:+.3f}]" for r in effects.itertuples())
     text = f"{judged} (above 0: easier) against " + "; ".join(each) + "."
+    if "plain_effect" in effects and not np.allclose(effects["effect"], effects["plain_effect"]):
+        plain = "; ".join(f"{r.against}: {r.measure} {r.plain_effect:+.3f}" for r in effects.itertuples())
+        text += f" Without the adjustment for which positions were scored: {plain}."
+    text += claims.ONE_RUN
     if judged in unknown:
         text += f" The backbone loses to the trigram on {judged} at offset 1, its own task: to it they are not given."
     return verdict_on(

@@ -7,14 +7,16 @@ from scipy import stats
 from . import claims, metrics
 from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, decide_known, found_with_80, not_testable, verdict_on
 from .counting import CONTROLS, PREDICTORS
+from .means import KEYS, by_document, error_by_package
 
 
 def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | None = None) -> pd.DataFrame:
     """C1, every comparison: marginal minus control in top-1, control minus marginal in cross-entropy (both: more is better),
     on data labels at offsets 1 and 2, paired by position, by corpus, metric and control; found_with_80: the effect that as many
     documents would have told from 0 with 80 % power. scores: rows of stored.marginal_scores and control_scores; everywhere: of
-    stored.variates_of, with which offset 2 is adjusted; `variance` says what is left of the plain means' variance, and
-    `plain_effect` with its interval what they are."""
+    stored.variates_of, with which offset 2 is adjusted; `variance` says what is left of the plain means' variance,
+    `plain_effect` with its interval what they are, and `se_packages` what the error is with packages as the unit
+    (means.error_by_package)."""
     here = scores[(scores.backbone == backbone) & scores.offset.isin([1, OFFSET]) & (scores.label_source == LABELS)]
     rows = []
     for (corpus, offset), group in here.groupby(["corpus", "offset"], sort=False):
@@ -28,10 +30,19 @@ def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | N
                 else:
                     known = everywhere[(everywhere.corpus == corpus) & (everywhere.predictor == control)]
                     found = metrics.paired_with(marginal, theirs, column, known.drop(columns="predictor"))
+                    found["se_packages"] = _error_by_package(marginal, theirs, column, known.drop(columns="predictor"))
                 found |= {f"plain_{name}": plain[name] for name in ("effect", "ci_low", "ci_high")}
                 row = {"corpus": corpus, "offset": offset, "metric": metric, "control": control, **found}
                 rows.append(row | {"found_with_80": found_with_80(found)})
     return pd.DataFrame(rows)
+
+
+def _error_by_package(first: pd.DataFrame, second: pd.DataFrame, column: str, known: pd.DataFrame) -> float:
+    """claims.error_by_package of the adjusted differences of a column."""
+    both = first[[*KEYS, column]].merge(second[[*KEYS, column]], on=KEYS)
+    means = (both[f"{column}_x"] - both[f"{column}_y"]).groupby(both["document"]).mean()
+    here = known.merge(both[KEYS], on=KEYS)
+    return error_by_package(by_document(means, *(x.drop(columns=["corpus", "position"]) for x in (here, known))))
 
 
 def not_known(effects: pd.DataFrame) -> list[str]:
@@ -66,6 +77,7 @@ def c1(effects: pd.DataFrame, backbone: str, seeds: tuple[int, ...] = (0,)) -> V
         text += f". Without the adjustment for which positions were scored, {row.corpus} is {unadjusted}"
     left_out = not_testable(unknown)
     text += f". {left_out}" if unknown else ""
+    text += f".{claims.ONE_RUN.rstrip('.')}"
     return verdict_on(
         "C1",
         f"{backbone}, offset 2, data labels: top-1 of the marginal minus that of the control hardest to beat, worst corpus "
@@ -86,7 +98,7 @@ def slopes(
     scores: the marginal's rows, offset 2, data labels, same positions for every backbone. n_params: of each rung;
     runs: backbone -> (rung, seed). Rungs with several runs enter by their mean. The interval adds two variances: of the
     documents (bootstrap, paired over backbones) and of the training run (pooled over the rungs with several runs,
-    carried through the regression's weights). se_packages decides nothing: claims.error_by_package.
+    carried through the regression's weights). se_packages decides nothing: means.error_by_package.
     """
     rungs = list(n_params)
     x = np.log([n_params[r] for r in rungs]) / np.log(4)
@@ -113,7 +125,7 @@ def slopes(
                 **interval,
                 "found_with_80": found_with_80(interval),
                 "se_documents": float(np.std(draws, ddof=1)),
-                "se_packages": claims.error_by_package(pd.Series(means @ weights, ce.index)),
+                "se_packages": error_by_package(pd.Series(means @ weights, ce.index)),
                 "se_runs": between**0.5,
                 "run_sd": float(run_variance**0.5),
                 "several": ", ".join(repeated),

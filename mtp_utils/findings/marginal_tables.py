@@ -8,8 +8,8 @@ import pandas as pd
 from ..backbones.load import Backbone
 from ..text import blocks as blocks_module
 from . import controls, measures, metrics, stored
-from .claims import FEWEST_PACKAGES, LABELS, OFFSET, error_by_package
-from .counting import CONTROLS, PREDICTORS
+from .claims import LABELS, OFFSET
+from .counting import PREDICTORS
 from .marginal_claims import c1_effects, not_known, slopes
 
 KS = (1, 4, 16, 64, 256)
@@ -150,27 +150,6 @@ def unknown_to(run, backbone: Backbone, test: dict) -> tuple[str, ...]:
     frames += [stored.control_scores(run, backbone, part) for part in test.values()]
     scores = pd.concat(frames, ignore_index=True)
     return tuple(not_known(c1_effects(scores[scores.offset == 1], backbone.name)))
-
-
-def by_package(scores: pd.DataFrame, backbone: str) -> pd.DataFrame:
-    """How much wider C1's contrast would be if packages, not documents, were drawn from a population: by corpus, metric and
-    control the mean difference (marginal ahead: above 0), its standard error with the document as the unit, and with the package
-    that a document's file is of (claims.error_by_package); `packages`, and the share of documents of the `largest`. Corpora whose
-    documents are of fewer than FEWEST_PACKAGES are left out."""
-    here = scores[(scores.backbone == backbone) & (scores.offset == OFFSET) & (scores.label_source == LABELS)]
-    keys, rows = ["corpus", "document", "position"], []
-    marginal, columns = here[here.predictor == "marginal"], {"top1": "top1", "cross_entropy": "log_prob"}
-    for control in CONTROLS:
-        both = marginal.merge(here[here.predictor == control], on=keys, suffixes=("", "_control"), validate="one_to_one")
-        for corpus, part in both.groupby("corpus", sort=False):
-            for metric, column in columns.items():
-                d = (part[column] - part[f"{column}_control"]).groupby(part["document"]).mean()
-                sizes = d.index.str.split("/").str[0].value_counts()
-                found = {"effect": d.mean(), "error": d.std() / len(d) ** 0.5, "error_by_package": error_by_package(d)}
-                if len(sizes) >= FEWEST_PACKAGES:
-                    about = {"packages": len(sizes), "largest": f"{sizes.index[0]} {sizes.iloc[0] / len(d):.0%}"}
-                    rows.append({"corpus": corpus, "metric": metric, "control": control} | found | about)
-    return pd.DataFrame(rows)
 
 
 def slopes_beside(scores: pd.DataFrame, counted: pd.DataFrame, n_params: dict[str, int], runs: dict) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from mtp_utils.findings import (
     scoring,
     stored,
 )
+from mtp_utils.findings.means import by_document
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.heads.training import Training, heads_from
 from mtp_utils.marginal.future import future_log_probs
@@ -349,7 +350,7 @@ def test_adjusted_means_know_what_is_known_everywhere():
         here = pd.DataFrame({"document": names, "hard": hard[range(200), at]})
         everywhere = pd.DataFrame({"document": np.repeat(names, 40), "hard": hard.ravel()})
         everywhere.loc[everywhere.document == "d3", "hard"] = np.nan  # of one nothing more is known
-        found = adjusted.by_document(means, here, everywhere)
+        found = by_document(means, here, everywhere)
         errors.append((found.mean() - values.mean(), means.mean() - values.mean(), found.std() / 200**0.5))
     mine, plain, said = np.array(errors).T
     assert mine.std() < plain.std() / 3 and 0.6 < mine.std() / said.mean() < 1.5 and abs(mine.mean()) < 0.02

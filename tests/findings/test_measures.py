@@ -11,7 +11,18 @@ from scipy import stats
 from mtp_utils.backbones.load import load_backbone
 from mtp_utils.base import records
 from mtp_utils.base.profiles import get_profile
-from mtp_utils.findings import adjusted, controls, kinds, marginal_claims, marginal_tables, measures, metrics, scoring, stored
+from mtp_utils.findings import (
+    adjusted,
+    controls,
+    kinds,
+    marginal_claims,
+    marginal_tables,
+    measures,
+    metrics,
+    scoring,
+    stored,
+)
+from mtp_utils.findings.means import error_by_package
 from mtp_utils.marginal.future import future_log_probs, future_tokens
 from mtp_utils.marginal.packed import Packed
 from mtp_utils.marginal.rows import one_prefix
@@ -260,26 +271,21 @@ def test_slopes_of_excess_and_lead_leave_out_rungs_that_lose_at_their_own_task()
     assert marginal_tables.slopes_beside(marginal, counted, few, {rung: (rung, 0) for rung in few}).empty
 
 
-def test_errors_by_package_are_those_of_sums_over_packages_and_equal_the_documents_where_each_has_its_own():
-    rng, rows = np.random.default_rng(0), []
-    for package in range(12):
-        shared = rng.normal()
-        for d in range(10):
-            for predictor in ("marginal", *marginal_claims.CONTROLS):
-                log_prob = shared + rng.normal(0, 0.1) if predictor == "marginal" else 0.0
-                rows.append((f"p{package}/f{d}.py", predictor, float(rng.random() < 0.5), log_prob))
-    scores = pd.DataFrame(rows, columns=["document", "predictor", "top1", "log_prob"])
-    scores = scores.assign(backbone="b", corpus="code", position=40, offset=2, label_source="data")
-    found = marginal_tables.by_package(scores, "b").set_index(["metric", "control"])
-    row = found.loc[("cross_entropy", "unigram")]
-    means = scores[scores.predictor == "marginal"].groupby(scores["document"].str.split("/").str[0])["log_prob"].mean()
-    assert row.error_by_package == pytest.approx(means.std() / 12**0.5, rel=0.01) and row.error_by_package > 2.5 * row.error
-    assert row.packages == 12 and row.largest.endswith("8%")
-    alone = scores.assign(document=scores["document"].str.replace("/", "-"))
-    row = marginal_tables.by_package(alone, "b").iloc[0]
-    assert row.error_by_package == pytest.approx(row.error)
-    few = scores[scores.document.str.startswith(("p1/", "p2/"))]
-    assert marginal_tables.by_package(few, "b").empty
+def test_errors_by_package_are_the_jackknifes_and_equal_the_documents_where_each_has_its_own():
+    rng = np.random.default_rng(0)
+    sizes = [10] * 12
+    names = [f"p{package}/f{d}.py" for package, n in enumerate(sizes) for d in range(n)]
+    means = pd.Series(np.repeat(rng.normal(size=12), sizes) + rng.normal(0, 0.1, 120), names)
+    found, of_packages = error_by_package(means), means.groupby(means.index.str.split("/").str[0]).mean()
+    assert found == pytest.approx(of_packages.std() / 12**0.5) and found > 2.5 * means.std() / 120**0.5
+    alone = means.rename(lambda name: name.replace("/", "-"))
+    assert error_by_package(alone) == pytest.approx(means.std() / 120**0.5)
+    assert np.isnan(error_by_package(means[:40]))
+    few = [44, 20, *[6] * 6]  # as files lie in packages: the error that is told is not far below the true one
+    names = [f"p{package}/{d}" for package, n in enumerate(few) for d in range(n)]
+    trials = [pd.Series(np.repeat(rng.normal(size=8), few), names) for _ in range(400)]
+    told, true = np.mean([error_by_package(x) ** 2 for x in trials]) ** 0.5, np.std([x.mean() for x in trials])
+    assert 0.9 < told / true < 1.6
 
 
 def test_bits_per_character_are_nats_by_the_length_of_the_tokens_that_are_predicted(backbone, text):
