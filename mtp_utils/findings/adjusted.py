@@ -54,23 +54,22 @@ def excess(run, bench: Bench, arms: list[Arm], seed: int, base: Backbone | None 
     base, rows = base or bench.backbone, []
     more = stored.sums_exactly(base) and base.name == run.profile.backbones[-1]
     marginal = at_more(run, base, {c: blocks for c, (blocks, _) in bench.test.items()}, seed) if more else None
-    for arm in arms:
-        scored = None if more else gaps.scored(run, bench, [arm], base)
-        for corpus, (blocks, states) in bench.test.items():
-            wide = gaps.eligible(blocks, bench.backbone)
-            heads = scoring.positions_of(wide).assign(heads=gaps.on_data(run, bench, wide, states, arm)[OFFSET])
+    scored = [] if more else [gaps.scored(run, bench, [arm], base) for arm in arms]
+    for corpus, (blocks, states) in bench.test.items():
+        wide, known = gaps.eligible(blocks, bench.backbone), stored.variates_of(run, base, blocks)
+        keys, known = scoring.positions_of(wide), known[known.predictor == PREDICTORS[0]][[*KEYS, *OF_BACKBONE]]
+        for i, arm in enumerate(arms):
+            heads = keys.assign(heads=gaps.on_data(run, bench, wide, states, arm)[OFFSET])
             if more:
                 here = marginal[(marginal.corpus == corpus) & (marginal.predictor == "marginal") & (marginal.offset == OFFSET)]
                 n, here = len(here), here.rename(columns={"log_prob": "marginal"}).merge(heads, on=KEYS, validate="one_to_one")
                 assert n == len(here), f"heads are asked at {len(here)} of {n} positions of the marginal"
             else:
-                here = scored[(scored.corpus == corpus) & (scored.offset == OFFSET) & (scored.label_source == LABELS)]
+                here = scored[i]
+                here = here[(here.corpus == corpus) & (here.offset == OFFSET) & (here.label_source == LABELS)]
                 here = here.rename(columns={"log_prob": "heads", "marginal_log_prob": "marginal"})
             plain = (here["marginal"] - here["heads"]).groupby(here["document"]).mean()
-            known = stored.variates_of(run, base, blocks)
-            known = known[known.predictor == PREDICTORS[0]][[*KEYS, *OF_BACKBONE]]
-            variates = known.merge(here[[*KEYS, "heads"]], on=KEYS), known.merge(heads, on=KEYS, how="left")
-            value = by_document(plain, *(x.drop(columns=["corpus", "position"]) for x in variates))
+            value = by_document(plain, known.merge(here[[*KEYS, "heads"]], on=KEYS), known.merge(heads, on=KEYS, how="left"))
             about = {"corpus": corpus, "position": 0, "offset": OFFSET, "label_source": LABELS, **arm.columns}
             rows.append(pd.DataFrame({"document": plain.index, "excess_ce": value, "plain": plain}).assign(**about))
     return pd.concat(rows, ignore_index=True)

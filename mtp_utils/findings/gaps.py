@@ -5,12 +5,10 @@ import pandas as pd
 import torch
 
 from ..text import blocks as blocks_module
-from ..text.blocks import stream_digest
 from . import counted_gaps, head_measures, metrics, scoring, stored
 from .arms import Arm, Bench
 from .counting import PREDICTORS
 from .head_measures import SCORES
-from .scoring import Tokenizer
 from .stored import stem_of
 
 MOST_NUMBERS = 2**28  # log-probs of a corpus asked of an arm where all eligible positions count: 2,000 Gflop at 1,000 wide
@@ -108,14 +106,12 @@ def counted(run, base, test: dict, offsets: tuple[int, ...] = (2,)) -> pd.DataFr
 def counted_kl(run, base, test: dict) -> pd.DataFrame:
     """KL of counting to the marginal of `base` at offset 2 (counted_gaps.kl_table), in the rows of `counted`; none where that is
     no exact sum."""
-    given = {"tokenizer": Tokenizer(base.tokenizer), "split": run.profile.control_split}
     if not stored.sums_exactly(base):
         return pd.DataFrame(columns=["corpus", "document", "position", "name", "gap"])
     frames = []
-    for corpus, blocks in test.items():
-        text = stream_digest(corpus, given["split"], base.tokenizer)
-        asked = given | {"blocks": blocks, "marginal": stored.marginal(run, base, blocks, 2), "text": text}
-        frames.append(run.measure(f"04_counting_kl_{stem_of(base, blocks)}", counted_gaps.kl_table, **asked))
+    for blocks in test.values():
+        given = stored.counting_of(run, base, blocks) | {"marginal": stored.marginal(run, base, blocks, 2)}
+        frames.append(run.measure(f"04_counting_kl_{stem_of(base, blocks)}", counted_gaps.kl_table, **given))
     return pd.concat(frames, ignore_index=True)
 
 

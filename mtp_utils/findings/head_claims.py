@@ -7,20 +7,8 @@ The contrasts stand in claims.py, what was changed in them in changes.py. Reads 
 import numpy as np
 import pandas as pd
 
-from . import metrics
-from .claims import (
-    CONTRASTS,
-    DOUBLING,
-    LABELS,
-    OFFSET,
-    ONE_RUN,
-    Verdict,
-    decide,
-    decide_known,
-    found_with_80,
-    not_testable,
-    verdict_on,
-)
+from . import claims, metrics
+from .claims import CONTRASTS, DOUBLING, LABELS, OFFSET, Verdict, decide, decide_known, found_with_80, not_testable, verdict_on
 from .counting import PREDICTORS
 from .means import error_by_package
 
@@ -120,7 +108,7 @@ def _gap_verdict(
     judged, found = decide_known(effects, unknown, lambda rows: decide(rows, threshold, bool(rows["seeds_agree"].all())))
     row = judged.sort_values("effect").iloc[0]
     text += f" {not_testable(unknown)}." if effects.corpus.isin(unknown).any() else ""
-    text += _without_adjustment(effects) + (ONE_RUN if "n_runs" in effects and effects["n_runs"].min() == 1 else "")
+    text += _without_adjustment(effects) + (claims.ONE_RUN if "n_runs" in effects and effects["n_runs"].min() == 1 else "")
     verdict, why = _unless_behind(found, [corpus for corpus in behind if corpus in set(judged.corpus)])
     return verdict_on(claim, f"{contrast} [nats], worst corpus ({row.corpus})", row, seeds, verdict, _each(effects) + text + why)
 
@@ -159,7 +147,7 @@ def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...], 
         row,
         seeds,
         verdict,
-        _each(worst) + why + (ONE_RUN if effects["n_runs"].min() == 1 else ""),
+        _each(worst) + why + (claims.ONE_RUN if effects["n_runs"].min() == 1 else ""),
     )
 
 

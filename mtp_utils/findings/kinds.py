@@ -6,7 +6,7 @@ import pandas as pd
 from . import claims, metrics
 from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, found_with_80, verdict_on
 from .counting import PREDICTORS
-from .means import KEYS, by_document, error_by_package
+from .means import at_scored, error_by_package
 
 TRANSLATIONS = ("translation", "catalogues")  # whose continuation is nearly given by the text before; by our grammar, by people
 
@@ -39,9 +39,8 @@ def between_kinds(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame 
 
 def _adjusted(means: pd.Series, scored: pd.DataFrame, everywhere: pd.DataFrame, corpus: str) -> pd.Series:
     """Documents' means, adjusted by what the backbone and the trigram say everywhere."""
-    known = everywhere[(everywhere.corpus == corpus) & (everywhere.predictor == PREDICTORS[-1])].drop(columns="predictor")
-    here = known.merge(scored[KEYS].drop_duplicates(), on=KEYS, validate="one_to_one")
-    return by_document(means, *(x.drop(columns=["corpus", "position"]) for x in (here, known)))
+    known = everywhere[(everywhere.corpus == corpus) & (everywhere.predictor == PREDICTORS[-1])]
+    return at_scored(means, scored, known.drop(columns="predictor"))
 
 
 def _welch(ours: pd.Series, theirs: pd.Series) -> dict[str, float]:

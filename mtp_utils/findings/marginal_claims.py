@@ -7,7 +7,7 @@ from scipy import stats
 from . import claims, metrics
 from .claims import CONTRASTS, LABELS, OFFSET, Verdict, decide, decide_known, found_with_80, not_testable, verdict_on
 from .counting import CONTROLS, PREDICTORS
-from .means import KEYS, by_document, error_by_package
+from .means import KEYS, at_scored, error_by_package
 
 
 def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -29,8 +29,9 @@ def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | N
                     found = plain | {"variance": 1.0}
                 else:
                     known = everywhere[(everywhere.corpus == corpus) & (everywhere.predictor == control)]
-                    found = metrics.paired_with(marginal, theirs, column, known.drop(columns="predictor"))
-                    found["se_packages"] = _error_by_package(marginal, theirs, column, known.drop(columns="predictor"))
+                    known = known.drop(columns="predictor")
+                    found = metrics.paired_with(marginal, theirs, column, known)
+                    found["se_packages"] = _error_by_package(marginal, theirs, column, known)
                 found |= {f"plain_{name}": plain[name] for name in ("effect", "ci_low", "ci_high")}
                 row = {"corpus": corpus, "offset": offset, "metric": metric, "control": control, **found}
                 rows.append(row | {"found_with_80": found_with_80(found)})
@@ -38,11 +39,10 @@ def c1_effects(scores: pd.DataFrame, backbone: str, everywhere: pd.DataFrame | N
 
 
 def _error_by_package(first: pd.DataFrame, second: pd.DataFrame, column: str, known: pd.DataFrame) -> float:
-    """claims.error_by_package of the adjusted differences of a column."""
+    """means.error_by_package of the adjusted differences of a column."""
     both = first[[*KEYS, column]].merge(second[[*KEYS, column]], on=KEYS)
     means = (both[f"{column}_x"] - both[f"{column}_y"]).groupby(both["document"]).mean()
-    here = known.merge(both[KEYS], on=KEYS)
-    return error_by_package(by_document(means, *(x.drop(columns=["corpus", "position"]) for x in (here, known))))
+    return error_by_package(at_scored(means, both, known))
 
 
 def not_known(effects: pd.DataFrame) -> list[str]:

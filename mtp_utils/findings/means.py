@@ -11,13 +11,19 @@ FEWEST_PACKAGES = 5  # of which errors by package are said
 
 def by_document(means: pd.Series, here: pd.DataFrame, everywhere: pd.DataFrame) -> pd.Series:
     """Documents' means over their scored positions, adjusted. here, everywhere: a row for each scored, and for each eligible
-    position: document, and a column a variate; a document of which nothing more is known is not moved. As they are where a
-    variate is no number (a token that the backbone rules out), or documents are few (metrics.adjusted)."""
-    scored, eligible = (x.groupby("document").mean() for x in (here, everywhere))
+    position of one corpus: KEYS, and a column a variate; a document of which nothing more is known is not moved. As they are
+    where a variate is no number (a token that the backbone rules out), or documents are few (metrics.adjusted)."""
+    scored, eligible = (x.drop(columns=["corpus", "position"]).groupby("document").mean() for x in (here, everywhere))
     eligible = eligible.fillna(scored)
     if not np.isfinite(scored.to_numpy()).all() or not np.isfinite(eligible.to_numpy()).all():
         return means
     return metrics.adjusted(means, scored, eligible)
+
+
+def at_scored(means: pd.Series, scored: pd.DataFrame, everywhere: pd.DataFrame) -> pd.Series:
+    """`by_document`, the scored positions (KEYS of the rows of `scored`) being among those of which everything is known."""
+    here = everywhere.merge(scored[KEYS].drop_duplicates(), on=KEYS, validate="one_to_one")
+    return by_document(means, here, everywhere)
 
 
 def error_by_package(means: pd.Series) -> float:

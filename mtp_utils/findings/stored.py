@@ -118,7 +118,7 @@ def marginal_scores(run, backbone, blocks, offsets_wanted: tuple[int, ...]) -> p
 
 def control_scores(run, backbone, blocks) -> pd.DataFrame:
     """The scores of the counting controls and of the greedy path on one backbone's labels, from stored tables."""
-    stem, counted = stem_of(backbone, blocks), _counted(run, backbone, blocks)
+    stem, counted = stem_of(backbone, blocks), counting_of(run, backbone, blocks)
     common = {"labels": labels(run, backbone, blocks), "name": backbone.name}
     frames = [
         run.measure(f"01_controls_{stem}", controls.control_table, **common, **counted),
@@ -160,11 +160,11 @@ def variates_of(run, backbone, blocks) -> pd.DataFrame:
 
 def counted_everywhere(run, backbone, blocks) -> pd.DataFrame:
     """What counting says of the data's own token after next at all eligible positions (controls.counting_table)."""
-    given = _counted(run, backbone, everywhere(blocks, backbone.tokenizer))
+    given = counting_of(run, backbone, everywhere(blocks, backbone.tokenizer))
     return run.measure(f"01_counting_everywhere_{blocks.corpus}", controls.counting_table, **given)
 
 
-def _counted(run, backbone, blocks) -> dict:
+def counting_of(run, backbone, blocks) -> dict:
     """What every measurement of counting is given: the tokenizer, the blocks, and the split that is counted with its digest."""
     split = run.profile.control_split
     given = {"tokenizer": Tokenizer(backbone.tokenizer), "blocks": blocks, "split": split}

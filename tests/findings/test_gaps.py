@@ -347,8 +347,9 @@ def test_adjusted_means_know_what_is_known_everywhere():
         at = rng.integers(40, size=200)
         names = [f"d{i}" for i in range(200)]
         means = pd.Series(values[range(200), at], names)
-        here = pd.DataFrame({"document": names, "hard": hard[range(200), at]})
-        everywhere = pd.DataFrame({"document": np.repeat(names, 40), "hard": hard.ravel()})
+        here = pd.DataFrame({"corpus": "c", "document": names, "position": at, "hard": hard[range(200), at]})
+        everywhere = pd.DataFrame({"corpus": "c", "document": np.repeat(names, 40), "hard": hard.ravel()})
+        everywhere["position"] = np.tile(np.arange(40), 200)
         everywhere.loc[everywhere.document == "d3", "hard"] = np.nan  # of one nothing more is known
         found = by_document(means, here, everywhere)
         errors.append((found.mean() - values.mean(), means.mean() - values.mean(), found.std() / 200**0.5))
