@@ -132,8 +132,9 @@ REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,),
 # where the verdicts are, and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads
 # that decide see up to two million positions in four epochs over half a million tokens: steps were what was missing, not text,
 # and 4.2 million would take the notebook past its share of the 45 minutes. Joint training sees half a million, each once, in as
-# many operations as frozen heads take on four times as many. One seed of it here, three overnight, and there as many trials of
-# rates at every budget as at the least; overnight also has what no verdict needs.
+# many operations as frozen heads take on four times as many. Whatever is trained has one seed here and three overnight, where
+# rates are also tried again as often at every budget as at the least; overnight also has what no verdict needs. (Seeds and
+# trials were a sixth of the time that the run takes on a processor without AVX-512.)
 # The real model's heads: a position costs a 49k-way softmax (about 1,500 positions a second on two cores), so the deciding kind
 # sees 262,144 of them with each of three seeds, and states are made in bfloat16 autocast (the next token's loss moves by .0002).
 # Joint training of it takes half a billion multiply-adds a position, and every trained copy a pass over all test text: three
@@ -144,7 +145,7 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", backbones=LADDER[:2], **FEW),
-        Profile("default", **WHOLE, exploratory=False, joint_seeds=(0,)),
+        Profile("default", **WHOLE, exploratory=False, joint_trials=(5, 1, 2), head_seeds=(0,), joint_seeds=(0,)),
         Profile("overnight", **WHOLE, adds_to="default", probe_offsets=(1, 2, 3, 4), joint_trials=(5, 5, 5)),
         Profile("pretrained", **REAL, exploratory=False, lora=True),
         Profile("pretrained-overnight", **REAL, adds_to="pretrained"),

@@ -107,7 +107,7 @@ def _gap_verdict(
     threshold = CONTRASTS[claim].threshold
     judged, found = decide_known(effects, unknown, lambda rows: decide(rows, threshold, bool(rows["seeds_agree"].all())))
     row = judged.sort_values("effect").iloc[0]
-    text += f" {not_testable(unknown)}." if effects.corpus.isin(unknown).any() else ""
+    text += _alone(seeds) + (f" {not_testable(unknown)}." if effects.corpus.isin(unknown).any() else "")
     text += _without_adjustment(effects) + (claims.ONE_RUN if "n_runs" in effects and effects["n_runs"].min() == 1 else "")
     verdict, why = _unless_behind(found, [corpus for corpus in behind if corpus in set(judged.corpus)])
     return verdict_on(claim, f"{contrast} [nats], worst corpus ({row.corpus})", row, seeds, verdict, _each(effects) + text + why)
@@ -147,7 +147,7 @@ def c3b(effects: pd.DataFrame, backbone: str, arm: str, seeds: tuple[int, ...], 
         row,
         seeds,
         verdict,
-        _each(worst) + why + (claims.ONE_RUN if effects["n_runs"].min() == 1 else ""),
+        _each(worst) + why + _alone(seeds) + (claims.ONE_RUN if effects["n_runs"].min() == 1 else ""),
     )
 
 
@@ -193,7 +193,7 @@ def c4_ahead(
     equal = {"C4a": "tokens", "C4b": "operations"}[claim]
     words = f"cross-entropy of frozen heads minus that of joint ones at equal {equal}"
     contrast = f"{backbone}, offset 2, data labels ({what}): {words}"
-    return _gap_verdict(claim, effects, contrast, seeds, behind, unknown, _alone(seeds))
+    return _gap_verdict(claim, effects, contrast, seeds, behind, unknown)
 
 
 def c4c(
@@ -208,7 +208,7 @@ def c4c(
     words = f"cross-entropy of joint heads minus that of the base model's marginal{'' if settled else ' at this budget'}"
     known = doubling[doubling["value"].notna()]
     text = "; ".join(f"{d.corpus}: {_interval(d)}" for d in known.itertuples()) or "not known"
-    text = f" The last doubling of the budget closed of the gap: {text}." + _alone(seeds)
+    text = f" The last doubling of the budget closed of the gap: {text}."
     return _gap_verdict("C4c", effects, f"{backbone}, offset 2, data labels ({what}): {words}", seeds, behind, unknown, text)
 
 
