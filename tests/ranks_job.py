@@ -70,7 +70,7 @@ def results() -> dict[str, np.ndarray]:
         states, blocks, Labels(table), marginals, Arrays(heads, ""), HeadSpec("residual", "mix", offsets=(2, 3))
     )
     found |= {f"gaps.{n}": x for n, x in gap.items()}
-    how = Joint(1e-2, 20 * LENGTH, blocks=2, backbone_rate=0.5, warmup=0.25)
+    how = Joint(1e-2, 20 * LENGTH, blocks=2, backbone_rate=0.5, rest=0.25)
     both = joint_training(text, held_out, HeadSpec("residual", "mix", offsets=(2, 3)), how)
     found |= {f"joint.{n}": x for n, x in both.items()}
     return found | {f"gradient.{n}": x for n, x in gradients(backbone, text).items()}
@@ -84,7 +84,7 @@ def sharded_results(stop: bool) -> dict[str, np.ndarray]:
     for name, lora in (("gpt_neox", 0), ("gpt2", 0), ("gemma3", 2)):
         backbone = tiny_backbone(name, fingerprint=name)
         text, held_out = (FrozenFeatures(backbone, random_tokens(n, seed), (0, 1, 2), horizon=3) for n, seed in ((40, 2), (3, 3)))
-        given = text, held_out, spec, Joint(1e-2, 40 * LENGTH, blocks=2, backbone_rate=0.5, warmup=0.25, lora=lora)
+        given = text, held_out, spec, Joint(1e-2, 40 * LENGTH, blocks=2, backbone_rate=0.5, rest=0.25, lora=lora)
         if stop:
             with pytest.MonkeyPatch.context() as patch:
                 calls = stop_in_step_11(patch)

@@ -88,7 +88,7 @@ def test_heads_learn_the_same(kind, labels):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_joint_training_goes_on_to_the_bit_and_learns_what_a_cpu_learns(bf16, monkeypatch):
-    spec, how = HeadSpec("residual", "mix", offsets=(2, 3)), Joint(1e-2, 20 * 12, backbone_rate=0.5, warmup=0.25, bf16=bf16)
+    spec, how = HeadSpec("residual", "mix", offsets=(2, 3)), Joint(1e-2, 20 * 12, backbone_rate=0.5, rest=0.25, bf16=bf16)
     f, v = features("cuda"), features("cuda", 3, 1)
     straight = joint_training(f, v, spec, how)
     on_cpu = joint_training(features("cpu"), features("cpu", 3, 1), spec, how)

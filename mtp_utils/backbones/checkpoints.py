@@ -17,15 +17,20 @@ from ..base import ranks
 from ..base.files import whole
 from . import sharded
 
-WARMUP, FLOOR = 0.05, 0.1  # share of the steps; share of the peak rate at the end
+WARMUP, FLOOR = 0.05, 0.1  # shares: of the steps; of the peak rate, at the end
 
 
-def rate_at(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then cosine down to FLOOR x peak."""
-    warm = max(1, int(WARMUP * steps))
+def rate_at(step: int, steps: int, peak: float, warmup: float = WARMUP) -> float:
+    """Linear warm-up over that share of the steps, then cosine down to FLOOR x peak."""
+    warm = warm_steps(steps, warmup)
     if step < warm:
         return peak * (step + 1) / warm
     return peak * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
+
+
+def warm_steps(steps: int, warmup: float) -> int:
+    """Steps in which the rate rises: one at least."""
+    return max(1, int(warmup * steps))
 
 
 def checkpoint(parts, optimizer, path: Path, step: int, curve, settings: dict) -> None:

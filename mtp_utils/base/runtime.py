@@ -4,6 +4,7 @@ Importing this module does not import torch; deciding does.
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib.metadata
@@ -96,6 +97,12 @@ def set_threads() -> tuple[int, str]:
     threads, reason = choose_threads()
     torch.set_num_threads(threads)
     return threads, reason
+
+
+def return_memory() -> None:
+    """Return to the system what was freed, before something large: glibc keeps it, in pieces (and reproduce.sh has it do so)."""
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory(device) -> float:

@@ -118,7 +118,8 @@ def trained_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
     """One arm, from the stored arrays if they exist; trained in bfloat16 autocast where that is fast."""
     rates = how.rates(spec.offsets)
     how = replace(how, rate=rates, bf16=fast_in_bf16(bench.backbone))
-    name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", spec.unembedding, "".join(map(str, spec.offsets))])
+    own = f"corrected{spec.rank}" if spec.unembedding == "corrected" else spec.unembedding
+    name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", own, "".join(map(str, spec.offsets))])
     written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
     name += f"-{how.blocks}x{how.epochs}" if how.blocks * how.epochs > 1 else ""
     name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{bench.train.fingerprint[:8]}"

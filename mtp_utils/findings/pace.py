@@ -1,6 +1,6 @@
 """Why heads are slow to learn: whose unembedding they have and where it starts, blocks a step, warm-up, one thing at a time.
 
-Exploratory. What is trained, and how, stands in pace_measures.py.
+Exploratory. Kept is what was seen on the way; the heads are let go.
 """
 
 from dataclasses import dataclass, replace
@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from ..backbones.checkpoints import WARMUP
+from ..backbones.checkpoints import WARMUP, warm_steps
+from ..heads.features import FrozenFeatures
 from ..heads.spec import HeadSpec
-from ..heads.training import Training
+from ..heads.training import Training, plan, trained_heads
 from ..text.blocks import CONTEXT
 from . import arms, metrics
-from .pace_measures import paced, warm_steps
 
 CHECKS = 8  # validations on the way
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of training heads, and the panel in which it is drawn. unembedding: of HeadSpec; rank, unigram: of Corrected;
-    warmup: share of the steps."""
+    """One way of training heads, and the panel in which it is drawn. unembedding, rank, unigram: of HeadSpec; blocks, warmup: of
+    Training."""
 
     name: str
     panel: str
@@ -36,9 +36,9 @@ START, BATCH, WARM = "whose unembedding", "blocks a step", "warm-up"
 PLAIN = "the LM head's, as it is"
 WAYS = (
     Way(PLAIN, START, "shared"),
-    Way("and a temperature and bias, as unigram", START, "shared", unigram=True),
-    *(Way(f"and a correction of rank {rank}", START, "shared", rank) for rank in (16, 64)),
-    Way("and of rank 64, as unigram", START, "shared", 64, unigram=True),
+    Way("and a temperature and bias, as unigram", START, "corrected", 0, unigram=True),
+    *(Way(f"and a correction of rank {rank}", START, "corrected", rank) for rank in (16, 64)),
+    Way("and of rank 64, as unigram", START, "corrected", 64, unigram=True),
     Way("a copy", START, "copied"),
     Way("its own, as unigram", START),
     *(Way(f"{n}", BATCH, blocks=n) for n in (1, 4, 16)),
@@ -57,14 +57,14 @@ def paces(run, bench: arms.Bench, spec: HeadSpec) -> pd.DataFrame:
         if same in seen:
             continue
         seen.add(same)
-        how = Training(0.0, tokens, blocks=way.blocks, checks=CHECKS, bf16=arms.fast_in_bf16(bench.backbone))
-        own = replace(spec, unembedding=way.unembedding)
+        bf16 = arms.fast_in_bf16(bench.backbone)
+        how = Training(0.0, tokens, blocks=way.blocks, checks=CHECKS, bf16=bf16, warmup=way.warmup)
+        own = replace(spec, unembedding=way.unembedding, rank=way.rank, unigram=way.unigram)
 
-        def train(rate: float, seed: int, way=way, how=how, own=own) -> dict:
-            given = {"rank": way.rank, "unigram": way.unigram, "warmup": way.warmup}
+        def train(rate: float, seed: int, how=how, own=own) -> dict:
             stem = f"04_pace_{bench.backbone.name.replace('/', '-')}_{own.kind}-{own.features}-{own.unembedding}"
-            stem += f"_{'-'.join(f'{x:g}' for x in given.values())}-{way.blocks}-{tokens}-{rate:g}-seed{seed}"
-            given |= {"features": bench.train, "validation": bench.validation, "spec": own}
+            stem += f"_{own.rank}-{own.unigram:d}-{how.warmup:g}-{how.blocks}-{tokens}-{rate:g}-seed{seed}"
+            given = {"features": bench.train, "validation": bench.validation, "spec": own}
             return run.measure_arrays(stem, paced, **given, training=replace(how, rate=rate, seed=seed)).values
 
         rate = _best_rate(lambda rate, train=train: train(rate, run.profile.head_seeds[0])["loss"][-1])
@@ -72,6 +72,14 @@ def paces(run, bench: arms.Bench, spec: HeadSpec) -> pd.DataFrame:
             found = pd.DataFrame({x: train(rate, seed)[x] for x in ("positions", "loss")})
             frames.append(found.assign(panel=way.panel, name=way.name, rate=rate, seed=seed))
     return pd.concat(frames, ignore_index=True)
+
+
+def paced(features: FrozenFeatures, validation: FrozenFeatures, spec: HeadSpec, training: Training) -> dict[str, np.ndarray]:
+    """What trained_heads sees of heads at one offset on the way: positions (checks,) and loss (checks,), cross-entropy on
+    validation [nats/token], the first before any step."""
+    loss = trained_heads(features, validation, spec, training)["validation"][:, 0]
+    steps = np.array([0, *sorted(plan(features, spec, training)[1])])
+    return {"positions": steps * training.blocks * features.tokens.shape[1], "loss": loss}
 
 
 def _best_rate(loss_at) -> float:

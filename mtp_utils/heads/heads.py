@@ -18,7 +18,7 @@ from ..backbones.anatomy import require_states, rows_of, table_of, unembed
 from ..backbones.load import Backbone
 from ..base.files import file_digest, sha256, write_atomic, write_json
 from ..base.refusals import CannotDo, require
-from .parts import Block, features_of, trunk_of, unembedding_of
+from .parts import Block, Corrected, features_of, trunk_of, unembedding_of
 from .spec import HeadSpec, spread
 
 
@@ -49,11 +49,12 @@ class Heads(nn.Module):
             torch.manual_seed(seed)
             self.features = nn.ModuleDict({str(k): features_of(model, spec, self.layers) for k in spec.offsets})
             self.trunks = nn.ModuleDict({str(k): trunk_of(model, spec) for k in spec.offsets})
-        makes = {"copied": lambda: copy.deepcopy(model.get_output_embeddings()), "own": lambda: unembedding_of(model)}
-        trained = spec.offsets if spec.unembedding in makes else ()
-        learns = not trained or table_of(model) is not None
-        require(learns, f"{backbone.name}'s unembedding is quantised: heads share it, or have none", CannotDo)
-        self.unembeddings = nn.ModuleDict({str(k): makes[spec.unembedding]() for k in trained})
+            learns = spec.reads_backbones or table_of(model) is not None
+            require(learns, f"{backbone.name}'s unembedding is quantised: heads share it, or have none", CannotDo)
+            makes = {"copied": lambda: copy.deepcopy(model.get_output_embeddings()), "own": lambda: unembedding_of(model)}
+            makes["corrected"] = lambda: Corrected(model, spec.rank, spec.unigram)
+            trained = spec.offsets if spec.unembedding in makes else ()
+            self.unembeddings = nn.ModuleDict({str(k): makes[spec.unembedding]() for k in trained})
         self.requires_grad_(True).to(device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
 
     @property
@@ -78,20 +79,27 @@ class Heads(nn.Module):
             found[k] = trunk(h, caches.setdefault(k, {})) if isinstance(trunk, Block) and caches is not None else trunk(h)
         return found
 
-    def log_probs(self, offset: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Log-probs of the token `offset` ahead, nats, (..., vocab): the unembedding of what `forward` gave, sums to one."""
+    def log_probs(self, offset: int, hidden: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
+        """Log-probs of the token `offset` ahead, nats, (..., vocab): the unembedding of what `forward` gave, sums to one.
+
+        head: the backbone's LM head where that is at hand (anatomy.cast_once).
+        """
         if self.spec.kind == "next_token":
-            return self.trunks[str(offset)].log_probs(unembed(self.model, hidden))
+            return self.trunks[str(offset)].log_probs(unembed(self.model, hidden, head))
+        learned = self.unembeddings[str(offset)] if self.unembeddings else None
         if self.spec.unembedding == "own":
-            return self.unembeddings[str(offset)](hidden).float().log_softmax(-1)
-        copied = self.unembeddings[str(offset)] if self.spec.unembedding == "copied" else None
-        return unembed(self.model, hidden, copied).float().log_softmax(-1)
+            logits = learned(hidden)
+        elif self.spec.unembedding == "corrected":
+            logits = learned(hidden, lambda h: unembed(self.model, h, head))
+        else:
+            logits = unembed(self.model, hidden, learned or head)
+        return logits.float().log_softmax(-1)
 
     @torch.no_grad()
     def begin(self, tokens: torch.Tensor) -> None:
-        """Start unembeddings of the heads' own as the unigram of these tokens (one more of each counted); others stay."""
+        """Start heads that begin so as the unigram of these tokens (one more of each counted); others stay."""
         counts = torch.bincount(tokens.flatten().cpu(), minlength=self.vocabulary) + 1.0
-        for one in self.unembeddings.values() if self.spec.unembedding == "own" else ():
+        for one in self.unembeddings.values() if self.spec.begins_as_unigram else ():
             one.bias.copy_((counts / counts.sum()).log())
 
     @torch.no_grad()

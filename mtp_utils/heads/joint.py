@@ -11,7 +11,7 @@ from ..backbones import sharded
 from ..backbones.checkpoints import checkpoint, rate_at, restore
 from ..base import paths, ranks, records
 from ..base.keys import fingerprint, measurement_key
-from ..base.runtime import progress
+from ..base.runtime import progress, return_memory
 from ..text import blocks
 from .features import FrozenFeatures
 from .spec import HeadSpec
@@ -36,6 +36,7 @@ def joint_training(
         ValueError: as training.trained_heads; FloatingPointError: a loss that is not finite, with the step, the rates and the
             documents; the last good checkpoint stays.
     """
+    return_memory()
     together, accelerator = Together(features.backbone, spec, how, shared=sharded.asked()), Accelerator()
     if spec:
         together.heads.begin(features.tokens)
@@ -56,16 +57,16 @@ def joint_training(
         raise RuntimeError(f"the processes do not find the same {path}: the folder has to be one that they share")
     if not seen:
         seen = {"loss": [], "validation": [ranks.first_says(losses_on(together, validation, how))], "kept": 0}
-        together.best = together.arrays()
+        together.keep()
     earlier = seen.setdefault("seconds", 0.0)
     records.resumed(earlier)
-    warm, began, pause = round(how.warmup * steps), time.monotonic(), SAVE_EVERY
+    rest, began, pause = round(how.rest * steps), time.monotonic(), SAVE_EVERY
     saved = began
     for step in progress(range(first, steps), f"joint {spec.kind if spec else 'NTP'}, {features.backbone.name}"):
-        together.free(step >= warm and peak > 0)
+        together.free(step >= rest and peak > 0)
         for group in optimizer.param_groups:
-            at = (step - warm, steps - warm) if group.get("backbone") else (step, steps)
-            group["lr"] = rate_at(*at, group["peak"]) if at[0] >= 0 else 0.0
+            at = (step - rest, steps - rest) if group.get("backbone") else (step, steps)
+            group["lr"] = rate_at(*at, group["peak"], how.warmup) if at[0] >= 0 else 0.0
         mine = share_of(order[step])
         losses = averaged(joint_losses(together, features, mine, how, accelerator.backward))
         norms = [combine(accelerator, list(together.heads.of(k).values())) for k in offsets]
@@ -82,7 +83,8 @@ def joint_training(
         if step + 1 in checks:
             seen["validation"].append(ranks.first_says(losses_on(together, validation, how)))
             if not spec or np.mean(seen["validation"][-1][1:]) < np.mean(seen["validation"][seen["kept"]][1:]):
-                seen["kept"], together.best = len(seen["validation"]) - 1, together.arrays()
+                seen["kept"] = len(seen["validation"]) - 1
+                together.keep()
         if ranks.first_says((now := time.monotonic()) - saved >= pause):
             seen["seconds"] = earlier + now - began
             checkpoint(together, optimizer, path, step + 1, seen, settings)

@@ -27,8 +27,8 @@ def operations(backbone: Backbone, spec: HeadSpec | None, how: Training, context
         moving = 2 * (body + bool(how.ntp_weight) * table) + 3 * adapters + (not how.ntp_weight) * table
     else:
         moving = 3 * body + (3 if how.ntp_weight else 1) * table
-        moving += table * len(spec.offsets) if spec and spec.unembedding == "shared" else 0  # by each head's loss it learns too
-    resting = how.warmup if how.backbone_rate else 1.0
+        moving += table * len(spec.offsets) if spec and spec.reads_backbones else 0  # by each head's loss it learns too
+    resting = how.rest if how.backbone_rate else 1.0
     return float(n * (head + resting * (body + table) + (1 - resting) * moving))
 
 
@@ -53,15 +53,16 @@ def as_many_tokens(backbone: Backbone, spec: HeadSpec, how: Training, context: i
 
 def _head(backbone: Backbone, spec: HeadSpec, context: int) -> int:
     """Multiply-adds a position of heads of that spec: three times their maps, and their unembeddings' (two where those rest)."""
-    unembedding = (2 if spec.unembedding == "shared" else 3) * _table(backbone) * len(spec.offsets)
+    unembedding = (2 if spec.reads_backbones else 3) * _table(backbone) * len(spec.offsets)
     return 3 * sum(_parts(backbone, spec, context)) + unembedding
 
 
 def _parts(backbone: Backbone, spec: HeadSpec, context: int) -> tuple[int, int]:
-    """Multiply-adds a position of heads' trunks and of what they read by."""
+    """Multiply-adds a position of heads' trunks, and of what they read by and correct the unembedding by."""
     heads, config = Heads(backbone, spec), backbone.model.config
     trunks = sum(_layers(x, config, context, spec.layers) if spec.kind == "block" else _weights(x) for x in heads.trunks.values())
-    return trunks, _weights(heads.features)
+    beside = _weights(heads.unembeddings) if spec.unembedding == "corrected" else 0
+    return trunks, _weights(heads.features) + beside
 
 
 def _layers(module, config, context: int, layers: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What heads are made of: features (one layer, a mix, all side by side), then a trunk.
+"""What heads are made of: features (one layer, a mix, all side by side), a trunk, an unembedding.
 
 The trunks are the usual ones: a linear map, Medusa's residual block (arXiv 2401.10774), a transformer layer of the backbone's own
 kind, and a control that sees the next token's distribution alone.
@@ -128,6 +128,21 @@ class NextTokenMap(nn.Module):
 
     def log_probs(self, logits: torch.Tensor) -> torch.Tensor:
         return (logits.float().softmax(-1) @ self.rows.softmax(-1)).clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+class Corrected(nn.Module):
+    """What is learned beside an unembedding U: logits U (gamma h) + B A h + b; see HeadSpec."""
+
+    def __init__(self, model, rank: int, unigram: bool):
+        super().__init__()
+        width, vocabulary = model.config.get_text_config().hidden_size, rows_of(model.get_output_embeddings())
+        self.gamma = nn.Parameter(torch.tensor(0.0 if unigram else 1.0))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+        self.A, self.B = nn.Parameter(torch.randn(rank, width) / width**0.5), nn.Parameter(torch.zeros(vocabulary, rank))
+
+    def forward(self, hidden: torch.Tensor, unembed) -> torch.Tensor:
+        """(..., d) -> logits (..., V); unembed: states to logits by U."""
+        return unembed(self.gamma * hidden) + F.linear(F.linear(hidden, self.A), self.B, self.bias)
 
 
 def unembedding_of(model) -> nn.Linear:

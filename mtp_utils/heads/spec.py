@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 KINDS = ("linear", "residual", "block", "next_token")
 FEATURES = ("last", "mix", "concat")
-UNEMBEDDINGS = ("shared", "copied", "own")
+UNEMBEDDINGS = ("shared", "corrected", "copied", "own")
 MOST_LAYERS = 7  # that are read at once: the states of all layers of a deep model are too many to keep
 
 
@@ -15,9 +15,11 @@ class HeadSpec:
     kind: `linear` (W h + b, W = 1 at the start), `residual` (h + SiLU(W h + b), W = b = 0 at the start, so that the head
     starts as the LM head), `block` (a transformer layer of the backbone's kind), `next_token` (a control that sees nothing
     but p(.|x): q = p T with a row-stochastic T). features: `last`, the number of any one layer (0 = embeddings), `mix` or
-    `concat` of `spread` layers. unembedding: the backbone's (`shared`, which rests where the backbone does), or a trained copy of
-    it for each offset (`copied`), or one of each offset's `own`, which starts at zero with the log-frequencies of the training
-    text as its bias: the head then starts as the unigram instead of being sure of the wrong token.
+    `concat` of `spread` layers. unembedding: the backbone's U (`shared`, which rests where the backbone does); or that with what
+    each offset learns beside it (`corrected`): logits U (gamma h) + B A h + b, B A of a `rank` (as in LoRA, arXiv 2106.09685)
+    that starts at zero; or a trained copy of it for each offset (`copied`); or one of each offset's `own`, which starts at zero.
+    The last, and a corrected one if `unigram`, has the log-frequencies of the training text as its bias: the head then starts as
+    the unigram instead of being sure of the wrong token (gamma = 0 in a corrected one, else 1).
 
     Raises:
         ValueError: an argument outside these, naming it.
@@ -28,6 +30,8 @@ class HeadSpec:
     layers: int = 1
     unembedding: str = "shared"
     offsets: tuple[int, ...] = (2, 3, 4)
+    rank: int = 64
+    unigram: bool = True
 
     def __post_init__(self):
         _one_of("kind", self.kind, KINDS)
@@ -35,10 +39,22 @@ class HeadSpec:
             _one_of("features", self.features, FEATURES)
         _one_of("layers", self.layers, (1, 2))
         _one_of("unembedding", self.unembedding, UNEMBEDDINGS)
+        if self.rank < 0:
+            raise ValueError(f"rank={self.rank} must be at least 0")
         if not self.offsets or min(self.offsets) < 1 or len(set(self.offsets)) < len(self.offsets):
             raise ValueError(f"offsets={self.offsets} must be different integers >= 1")
         if self.kind == "next_token" and (self.features, self.layers, self.unembedding) != ("last", 1, "shared"):
             raise ValueError("kind='next_token' sees only p(.|x): features='last', layers=1, unembedding='shared'")
+
+    @property
+    def begins_as_unigram(self) -> bool:
+        """Whether the heads do before the first step."""
+        return self.unembedding == "own" or (self.unembedding == "corrected" and self.unigram)
+
+    @property
+    def reads_backbones(self) -> bool:
+        """Whether their logits are made by the backbone's own unembedding."""
+        return self.unembedding in ("shared", "corrected")
 
 
 def _one_of(name: str, value, allowed: tuple) -> None:

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from ..backbones import sharded
-from ..backbones.anatomy import require_states, rows_of, unembed
+from ..backbones.anatomy import cast_once, require_states, rows_of, unembed
 from ..backbones.load import Backbone
 from ..backbones.wrapped import beside_text, decoder, text_parameters
 from ..base import ranks
@@ -29,21 +29,21 @@ class Joint(Training):
     """How heads and backbone are trained together; `rate` is the heads', and `tokens` include the warm-up.
 
     backbone_rate: peak rate of the backbone as a multiple of the heads' largest; 0 leaves it as it is. lora: rank of the
-    adapters on every linear layer (arXiv 2106.09685, by peft), 0 for full fine-tuning. warmup: share of the steps, the first
-    ones, in which the backbone rests. ntp_weight: of the next-token loss. decay: weight of offset k is decay ** (k - 2),
+    adapters on every linear layer (arXiv 2106.09685, by peft), 0 for full fine-tuning. rest: share of the steps, the first
+    ones, in which the backbone does not learn. ntp_weight: of the next-token loss. decay: weight of offset k is decay ** (k - 2),
     1 for uniform weights. bf16: gradients in bfloat16 autocast; losses that are compared are float32 all the same.
     """
 
     backbone_rate: float = 0.1
     lora: int = 0
-    warmup: float = 0.1
+    rest: float = 0.1
     ntp_weight: float = 1.0
     decay: float = 1.0
     bf16: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        for name, low, high in (("warmup", 0, 1), ("backbone_rate", 0, math.inf), ("lora", 0, math.inf)):
+        for name, low, high in (("rest", 0, 1), ("backbone_rate", 0, math.inf), ("lora", 0, math.inf)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [{low}, {high}]")
         if self.ntp_weight < 0 or self.decay <= 0:
@@ -80,16 +80,21 @@ class Together:
         for p in self.trained.values():
             p.requires_grad_(backbone_learns)
 
-    def arrays(self) -> dict[str, torch.Tensor]:
-        """Copies of all that is trained: `heads.<name>`, `model.<name>`. All processes have to ask at once, the first one gets
-        them."""
+    def keep(self) -> None:
+        """What is trained, as it is now, becomes the best of it."""
+        self.best = {}  # let go before it is copied: it is as large as the model
+        self.best = self.arrays()
+
+    def arrays(self, copy: bool = True) -> dict[str, torch.Tensor]:
+        """All that is trained: `heads.<name>`, `model.<name>`, as copies or as it lies there. All processes have to ask at once,
+        the first one gets them."""
         named = {f"model.{n}": p.detach() for n, p in self.trained.items()}
         named |= {f"heads.{n}": x for n, x in (self.heads.state_dict() if self.heads else {}).items()}
-        return sharded.gathered(named)
+        return sharded.gathered(named, copy)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All that is trained, and `best.<name>`."""
-        return self.arrays() | {f"best.{n}": x for n, x in self.best.items()}
+        return self.arrays(copy=False) | {f"best.{n}": x for n, x in self.best.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """What `state_dict` gave."""
@@ -155,10 +160,10 @@ def joint_losses(together: Together, features: FrozenFeatures, rows, how: Joint,
 def ntp_loss(model, last: torch.Tensor, tokens: torch.Tensor, weight: float, backward=None) -> float:
     """Mean next-token cross-entropy [nats/token] from the last states (batch, T, d); logits NUMBERS at a time."""
     h, target = predictions_at(last, 1).flatten(0, 1), labels_at(tokens, 1).flatten()
-    leaf, total = h.detach().requires_grad_(h.requires_grad), 0.0
+    leaf, total, head = h.detach().requires_grad_(h.requires_grad), 0.0, cast_once(model)
     size = max(1, NUMBERS // rows_of(model.get_output_embeddings()))
     for part, wanted in zip(leaf.split(size), target.split(size), strict=True):
-        loss = torch.nn.functional.cross_entropy(unembed(model, part).float(), wanted, reduction="sum") / len(leaf)
+        loss = torch.nn.functional.cross_entropy(unembed(model, part, head).float(), wanted, reduction="sum") / len(leaf)
         total += loss.item()
         if backward and weight and loss.requires_grad:
             backward(weight * loss)

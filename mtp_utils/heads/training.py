@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from ..backbones import sharded
-from ..backbones.anatomy import unembed
-from ..backbones.checkpoints import rate_at
+from ..backbones.anatomy import cast_once, unembed
+from ..backbones.checkpoints import WARMUP, rate_at
 from ..base import ranks
 from ..base.runtime import progress
 from ..text.offsets import labels_at, predictions_at
@@ -24,14 +24,15 @@ from .heads import Heads
 from .spec import HeadSpec
 
 TRAIN_LABELS = ("data", "sampled", "soft", "accepted", "log_accepted")
-NUMBERS = 2**22  # of logits held at once
-MIX_RATE = 10.0  # LayerMix's w and gamma learn at this multiple of the rate
+NUMBERS = 2**24  # of logits held at once: fewer read an unembedding of 262k rows more often than they compute
+MIX_RATE = 10.0  # w and gamma (LayerMix's, Corrected's) learn at this multiple of the rate
 
 
 @dataclass(frozen=True)
 class Training:
-    """How heads are trained: peak rate of every offset's head, or of each (linear warm-up, cosine to a tenth), tokens
-    (positions) in all, in so many epochs, labels, blocks a step; the seed orders the blocks and draws what is random."""
+    """How heads are trained: peak rate of every offset's head, or of each (linear warm-up over a share of the steps, cosine to a
+    tenth), tokens (positions) in all, in so many epochs, labels, blocks a step; the seed orders the blocks and draws what is
+    random."""
 
     rate: float | tuple[float, ...]
     tokens: int
@@ -41,6 +42,7 @@ class Training:
     epochs: int = 1  # every one in an order of its own
     checks: int = 4  # validations after the one of the untrained heads; each offset keeps the head of its best one
     bf16: bool = False  # bfloat16 autocast around forward and backward; validation and what is kept stay in float32
+    warmup: float = WARMUP
 
     def __post_init__(self):
         if self.labels not in TRAIN_LABELS:
@@ -48,6 +50,8 @@ class Training:
         for name in ("blocks", "epochs", "checks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup={self.warmup} must lie in [0, 1]")
 
     def rates(self, offsets: tuple[int, ...]) -> tuple[float, ...]:
         """The peak rate of each offset's head."""
@@ -81,7 +85,7 @@ def trained_heads(
     name = f"{spec.kind} on {spec.features}, {features.backbone.name}"
     for step in progress(range(len(order)), name):
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, len(order), group["peak"])
+            group["lr"] = rate_at(step, len(order), group["peak"], training.warmup)
         with torch.autocast(features.device.type, torch.bfloat16, enabled=training.bf16):
             found = step_losses(heads, features, share_of(order[step]), training.labels, accelerator.backward)
         losses.append(averaged(found))
@@ -171,14 +175,14 @@ def step_losses(
     block's gradient stops at the hidden state and goes through the trunk once.
     """
     hidden = heads(features.batch(rows, heads.layers) if states is None else states)
-    found, teacher = [], features.backbone.model
+    found, teacher, head = [], features.backbone.model, cast_once(heads.model) if heads.spec.reads_backbones else None
     for (k, h), weight in zip(hidden.items(), weights or (1.0,) * len(hidden), strict=True):
         aligned, target = _aligned(features, rows, labels, k, h)
         leaf = aligned.detach().requires_grad_(aligned.requires_grad)
         size = max(1, NUMBERS // heads.vocabulary)
         total = 0.0
         for part, wanted in zip(leaf.split(size), target.split(size), strict=True):
-            loss = _losses(heads.log_probs(k, part), wanted, teacher, labels).sum() / len(leaf)
+            loss = _losses(heads.log_probs(k, part, head), wanted, teacher, labels).sum() / len(leaf)
             total += loss.item()
             if backward:
                 backward(weight * loss)

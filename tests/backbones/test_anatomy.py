@@ -185,7 +185,7 @@ def test_of_a_model_that_takes_images_too_the_text_part_is_counted_and_trained(n
     assert type(b.model) is not type(text.model) and sum(p.numel() for p in b.model.parameters()) > b.n_params_total
     spec = HeadSpec("residual", "mix", offsets=(2,))
     for lora in (0, 2):
-        how, trained = Joint(1e-2, 4 * 9, backbone_rate=0.5, warmup=0.0, lora=lora, checks=1), []
+        how, trained = Joint(1e-2, 4 * 9, backbone_rate=0.5, rest=0.0, lora=lora, checks=1), []
         for one in loaded:
             f = FrozenFeatures(one, texts(4), (0, 1, 2))
             trained.append(joint_training(f, f, spec, how))

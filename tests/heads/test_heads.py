@@ -70,6 +70,25 @@ def test_a_head_with_an_unembedding_of_its_own_starts_as_the_unigram_of_its_text
     assert torch.allclose(heads.log_probs(2, h), (h @ own.weight.T + own.bias).log_softmax(-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_corrected_unembedding_is_its_formula_and_starts_as_the_lm_head_or_as_the_unigram(rank):
+    b, tokens = tiny_backbone("llama"), torch.tensor([[1, 1, 1, 2, 5], [1, 2, 2, 0, 1]])
+    counts = torch.tensor([2.0, 6.0, 4.0, 1.0, 1.0, 2.0, 1.0])
+    for unigram in (False, True):
+        spec = HeadSpec("residual", unembedding="corrected", offsets=(2, 3), rank=rank, unigram=unigram)
+        heads = Heads(b, spec)
+        heads.begin(tokens)
+        states, _ = states_of(b, heads.layers)
+        U = b.model.get_output_embeddings().weight
+        start = (counts / counts.sum()).log() if unigram else (states[:, :, 0] @ U.T).log_softmax(-1)
+        assert all((heads.log_probs(k, h) - start).abs().max() < 1e-5 for k, h in heads(states).items())
+        own = perturbed(heads).unembeddings["2"]
+        assert sum(x.numel() for x in own.parameters()) == rank * (16 + 7) + 7 + 1
+        h = heads(states)[2]
+        logits = own.gamma * (h @ U.T) + h @ own.A.T @ own.B.T + own.bias
+        assert (heads.log_probs(2, h) - logits.log_softmax(-1)).abs().max() < 1e-5
+
+
 def test_residual_and_linear_are_their_formulas():
     b = tiny_backbone()
     for layers in (1, 2):
@@ -199,6 +218,7 @@ def test_saved_heads_come_back_on_their_backbone_and_on_no_other(tmp_path):
         ({"features": "first"}, "features='first'"),
         ({"layers": 3}, "layers=3"),
         ({"unembedding": "tied"}, "unembedding='tied'"),
+        ({"rank": -1}, "rank=-1"),
         ({"offsets": (0, 2)}, "offsets="),
         ({"offsets": (2, 2)}, "offsets="),
         ({"kind": "next_token", "features": "mix"}, "sees only"),

@@ -21,7 +21,7 @@ from mtp_utils.heads.together import Joint, Together, joint_losses, trained_back
 from mtp_utils.text import blocks
 
 SPEC = HeadSpec("residual", "mix", offsets=(2, 3))
-HOW = Joint(1e-2, 20 * 12, backbone_rate=0.5, warmup=0.25)
+HOW = Joint(1e-2, 20 * 12, backbone_rate=0.5, rest=0.25)
 
 
 def text(name="gpt_neox", n=20, seed=0):
@@ -137,9 +137,9 @@ def test_a_run_killed_in_its_11th_step_goes_on_and_ends_as_an_undisturbed_one_to
 def test_the_base_model_stays_and_the_backbone_rests_during_the_warm_up():
     f = text()
     before = {n: p.clone() for n, p in f.backbone.model.state_dict().items()}
-    resting = joint_training(f, f, SPEC, dataclasses.replace(HOW, warmup=1.0))
-    moving = joint_training(f, f, SPEC, dataclasses.replace(HOW, warmup=0.0))
-    never = joint_training(f, f, SPEC, dataclasses.replace(HOW, warmup=0.0, backbone_rate=0.0))
+    resting = joint_training(f, f, SPEC, dataclasses.replace(HOW, rest=1.0))
+    moving = joint_training(f, f, SPEC, dataclasses.replace(HOW, rest=0.0))
+    never = joint_training(f, f, SPEC, dataclasses.replace(HOW, rest=0.0, backbone_rate=0.0))
     for name, tensor in before.items():
         assert torch.equal(tensor, f.backbone.model.state_dict()[name])
         if f"model.{name}" in moving:
@@ -191,7 +191,7 @@ def test_joint_training_learns_what_frozen_heads_cannot():
     tokens = pairs.repeat(1, 6)  # a b a b ...: offset 2 repeats the token itself, offset 3 the one before
     f, held = (FrozenFeatures(tiny_backbone(), part, (2,)) for part in (tokens[:360], tokens[360:]))
     spec = HeadSpec("linear", offsets=(3,))
-    frozen, free = (joint_training(f, held, spec, Joint(1e-2, 360 * 12, backbone_rate=r, warmup=0.1)) for r in (0.0, 1.0))
+    frozen, free = (joint_training(f, held, spec, Joint(1e-2, 360 * 12, backbone_rate=r, rest=0.1)) for r in (0.0, 1.0))
     assert free["validation"].min() < 0.7 * frozen["validation"].min()
 
 
@@ -238,6 +238,6 @@ def test_in_bfloat16_it_learns_too():
 
 
 def test_arguments_outside_their_limits_are_named():
-    for changes in ({"warmup": 1.5}, {"backbone_rate": -1.0}, {"lora": -1}, {"ntp_weight": -0.1}, {"decay": 0.0}):
+    for changes in ({"rest": 1.5}, {"backbone_rate": -1.0}, {"lora": -1}, {"ntp_weight": -0.1}, {"decay": 0.0}):
         with pytest.raises(ValueError, match=next(iter(changes))):
             Joint(1e-3, 100, **changes)

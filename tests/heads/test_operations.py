@@ -15,7 +15,8 @@ from mtp_utils.heads.together import Joint, Together, joint_losses
 from mtp_utils.heads.training import Training, step_losses
 
 SPECS = [HeadSpec(kind, unembedding=own, offsets=(2,)) for kind in ("residual", "block") for own in ("shared", "own")]
-HOW = Joint(1e-3, 48, warmup=0.0)
+SPECS.append(HeadSpec("residual", unembedding="corrected", rank=5, offsets=(2,)))
+HOW = Joint(1e-3, 48, rest=0.0)
 
 
 def features(name):
@@ -31,14 +32,14 @@ def counted(work) -> float:
     return counter.get_total_flops() / 2
 
 
-@pytest.mark.parametrize(("name", "spec"), [("gpt_neox", SPECS[0]), ("gpt_neox", SPECS[3]), ("llama", SPECS[2])])
-def test_the_operations_of_joint_and_of_frozen_training_are_those_that_are_done(name, spec):
-    f = features(name)
-    for changes in ({}, {"ntp_weight": 0.0}, {"lora": 2}, {"warmup": 1.0}):
+@pytest.mark.parametrize(("name", "of"), [("gpt_neox", 0), ("gpt_neox", 3), ("llama", 2), ("llama", 4)])
+def test_the_operations_of_joint_and_of_frozen_training_are_those_that_are_done(name, of):
+    f, spec = features(name), SPECS[of]
+    for changes in ({}, {"ntp_weight": 0.0}, {"lora": 2}, {"rest": 1.0}):
         how = dataclasses.replace(HOW, **changes)
         together = Together(f.backbone, spec, how)
         together.heads._model[0].set_attn_implementation("eager")
-        together.free(how.warmup == 0)
+        together.free(how.rest == 0)
         found = counted(lambda t=together, how=how: joint_losses(t, f, slice(0, 4), how, torch.Tensor.backward))
         assert operations(f.backbone, spec, how, 12) == pytest.approx(found, rel=0.12)
     heads, how = Heads(f.backbone, spec), Training(1e-3, 96, epochs=2)
@@ -47,8 +48,8 @@ def test_the_operations_of_joint_and_of_frozen_training_are_those_that_are_done(
     assert operations(f.backbone, spec, how, 12, text=48) == pytest.approx(states + 2 * step, rel=0.12)
 
 
-@pytest.mark.parametrize("own", ["shared", "copied"])
-@pytest.mark.parametrize("changes", [{}, {"ntp_weight": 0.0}, {"lora": 2}, {"warmup": 1.0}], ids=str)
+@pytest.mark.parametrize("own", ["shared", "corrected", "copied"])
+@pytest.mark.parametrize("changes", [{}, {"ntp_weight": 0.0}, {"lora": 2}, {"rest": 1.0}], ids=str)
 def test_a_large_vocabularys_unembedding_is_counted_for_everyone_who_learns_through_it(own, changes):
     model = tiny_model("gpt_neox", torch.float32, vocab_size=3000)
     model.set_attn_implementation("eager")
@@ -56,7 +57,7 @@ def test_a_large_vocabularys_unembedding_is_counted_for_everyone_who_learns_thro
     f = FrozenFeatures(backbone, torch.randint(3000, (2, 24), generator=torch.Generator().manual_seed(0)), (2,))
     spec, how = HeadSpec("residual", unembedding=own, offsets=(2,)), dataclasses.replace(HOW, **changes)
     together = Together(backbone, spec, how)
-    together.free(how.warmup == 0)
+    together.free(how.rest == 0)
     found = counted(lambda: joint_losses(together, f, slice(0, 2), how, torch.Tensor.backward))
     assert operations(backbone, spec, how, 24) == pytest.approx(found, rel=0.1)  # the last positions have no labels
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny_models import VOCAB, tiny_backbone
 
-from mtp_utils.backbones.anatomy import unembed
+from mtp_utils.backbones.anatomy import cast_once, unembed
+from mtp_utils.backbones.checkpoints import rate_at
 from mtp_utils.base.records import Arrays
 from mtp_utils.heads import features, training
 from mtp_utils.heads.features import FrozenFeatures, sampled_paths
@@ -64,6 +65,17 @@ def test_what_stands_behind_a_text_is_spared_and_what_stands_in_it_is_the_same(n
     assert np.isfinite(cut.states).all() and not cut.states[:, lengths == 1, 4:].any()
 
 
+def test_the_warm_up_is_a_share_of_the_steps():
+    rates = [rate_at(step, 20, 2.0, 0.25) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0]) and rates[5] == 2.0 and rates[19] < 0.25
+    assert rate_at(0, 20, 2.0, 0.0) == 2.0
+    spec, f = HeadSpec("linear", offsets=(2,)), frozen(blocks=8)
+    found = [trained_heads(f, f, spec, Training(1e-2, 96, warmup=share))["loss"] for share in (0.05, 0.05, 0.9)]
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+    with pytest.raises(ValueError, match=r"warmup=1.5 must lie in \[0, 1\]"):
+        Training(1e-3, 100, warmup=1.5)
+
+
 @pytest.mark.parametrize("name", ["blocks", "epochs", "checks"])
 def test_training_that_trains_nothing_is_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
@@ -119,6 +131,34 @@ def test_soft_labels_and_sampled_labels_average_to_the_marginal():
         assert error.abs().max() < 5  # 21 comparisons an offset: a false alarm in fewer than 1 of 10,000 runs
         drawn = torch.nn.functional.one_hot(paths.tokens[:, :, offset - 1], VOCAB).double().mean(0)
         assert ((drawn - m) / (m * (1 - m) / n).sqrt()).abs().max() < 5
+
+
+def test_weights_that_rest_are_cast_once_for_a_step_and_no_number_changes(monkeypatch):
+    f, casts = frozen(blocks=2), []
+    monkeypatch.setattr(training, "NUMBERS", 5 * VOCAB)
+
+    def gradients(unembedding: str) -> list:
+        heads = Heads(f.backbone, HeadSpec("block", unembedding=unembedding, rank=3, unigram=False, offsets=(2,)))
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = step_losses(heads, f, slice(0, 2), "data", torch.Tensor.backward)
+        return [torch.tensor(losses), *(p.grad for p in heads.parameters() if p.grad is not None)]
+
+    def counting(model):
+        casts.append(cast_once(model))
+        return casts[-1]
+
+    monkeypatch.setattr(training, "cast_once", counting)
+    for unembedding in ("shared", "corrected"):
+        ours = gradients(unembedding)
+        assert len(casts) == 1 and casts.pop().weight.dtype == torch.bfloat16
+        monkeypatch.setattr(training, "cast_once", lambda model: model.get_output_embeddings())
+        assert all(torch.equal(a, b) for a, b in zip(ours, gradients(unembedding), strict=True))
+        monkeypatch.setattr(training, "cast_once", counting)
+    model = f.backbone.model
+    assert cast_once(model) is model.get_output_embeddings()  # outside of autocast
+    with torch.autocast("cpu", torch.bfloat16):
+        model.get_output_embeddings().requires_grad_(True)
+        assert cast_once(model) is model.get_output_embeddings()  # autocast keeps what it cast of weights that learn
 
 
 @pytest.mark.parametrize("labels", training.TRAIN_LABELS)
