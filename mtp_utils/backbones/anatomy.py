@@ -3,7 +3,6 @@
 What cannot be read off a model's class is seen once, in a pass over a few random tokens of that very model.
 """
 
-import copy
 import inspect
 import math
 import re
@@ -74,19 +73,6 @@ def unembed(model: PreTrainedModel, hidden: torch.Tensor, head: torch.nn.Module 
     dtype = torch.float32 if callable(head.weight) else head.weight.dtype  # a quantised head's weight is a method
     logits = head(hidden.to(dtype)).to(hidden.device)  # of a model on several devices the head may lie elsewhere
     return _finished(logits, how.after, how.cap)
-
-
-def cast_once(model: PreTrainedModel) -> torch.nn.Module:
-    """The model's LM head, for `unembed` to use several times under autocast, which casts weights that rest anew at every use:
-    a copy in its type; else the LM head itself (weights that learn are cast once as it is)."""
-    head = plain(model).get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    rests = isinstance(weight, torch.Tensor) and weight.dtype == torch.float32 and not weight.requires_grad
-    if not rests or not torch.is_autocast_enabled(weight.device.type):
-        return head
-    found, dtype = copy.copy(head), torch.get_autocast_dtype(weight.device.type)
-    found._parameters = {n: p if p is None else p.to(dtype) for n, p in head._parameters.items()}
-    return found
 
 
 def rows_of(head: torch.nn.Module) -> int:

@@ -82,7 +82,7 @@ class Heads(nn.Module):
     def log_probs(self, offset: int, hidden: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
         """Log-probs of the token `offset` ahead, nats, (..., vocab): the unembedding of what `forward` gave, sums to one.
 
-        head: the backbone's LM head where that is at hand (anatomy.cast_once).
+        head: the backbone's LM head where that is at hand (parts.cast_once).
         """
         if self.spec.kind == "next_token":
             return self.trunks[str(offset)].log_probs(unembed(self.model, hidden, head))

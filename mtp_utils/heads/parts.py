@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbones.anatomy import final_norm, rows_of
-from ..backbones.wrapped import decoder
+from ..backbones.wrapped import decoder, plain
 from ..base.refusals import CannotDo, first_line, require
 from .spec import HeadSpec
 
@@ -150,6 +150,19 @@ def unembedding_of(model) -> nn.Linear:
     found = nn.Linear(model.config.get_text_config().hidden_size, model.get_output_embeddings().weight.shape[0])
     nn.init.zeros_(found.weight)
     nn.init.zeros_(found.bias)
+    return found
+
+
+def cast_once(model) -> torch.nn.Module:
+    """The model's LM head, for `unembed` to use several times under autocast, which casts weights that rest anew at every use:
+    a copy in its type; else the LM head itself (weights that learn are cast once as it is)."""
+    head = plain(model).get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    rests = isinstance(weight, torch.Tensor) and weight.dtype == torch.float32 and not weight.requires_grad
+    if not rests or not torch.is_autocast_enabled(weight.device.type):
+        return head
+    found, dtype = copy.copy(head), torch.get_autocast_dtype(weight.device.type)
+    found._parameters = {n: p if p is None else p.to(dtype) for n, p in head._parameters.items()}
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from ..backbones import sharded
-from ..backbones.anatomy import cast_once, require_states, rows_of, unembed
+from ..backbones.anatomy import require_states, rows_of, unembed
 from ..backbones.load import Backbone
 from ..backbones.wrapped import beside_text, decoder, text_parameters
 from ..base import ranks
@@ -20,6 +20,7 @@ from ..base.refusals import CannotDo, first_line, require
 from ..text.offsets import labels_at, predictions_at
 from .features import FrozenFeatures
 from .heads import Heads
+from .parts import cast_once
 from .spec import HeadSpec
 from .training import NUMBERS, Training, over_blocks, step_losses
 

@@ -14,13 +14,14 @@ import torch
 from accelerate import Accelerator
 
 from ..backbones import sharded
-from ..backbones.anatomy import cast_once, unembed
+from ..backbones.anatomy import unembed
 from ..backbones.checkpoints import WARMUP, rate_at
 from ..base import ranks
 from ..base.runtime import progress
 from ..text.offsets import labels_at, predictions_at
 from .features import FrozenFeatures
 from .heads import Heads
+from .parts import cast_once
 from .spec import HeadSpec
 
 TRAIN_LABELS = ("data", "sampled", "soft", "accepted", "log_accepted")

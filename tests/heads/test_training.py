@@ -5,12 +5,13 @@ import pytest
 import torch
 from tiny_models import VOCAB, tiny_backbone
 
-from mtp_utils.backbones.anatomy import cast_once, unembed
+from mtp_utils.backbones.anatomy import unembed
 from mtp_utils.backbones.checkpoints import rate_at
 from mtp_utils.base.records import Arrays
 from mtp_utils.heads import features, training
 from mtp_utils.heads.features import FrozenFeatures, sampled_paths
 from mtp_utils.heads.heads import Heads
+from mtp_utils.heads.parts import cast_once
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.heads.training import Training, heads_from, step_losses, trained_heads
 from mtp_utils.marginal.future import future_log_probs
