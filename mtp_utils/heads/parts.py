@@ -158,7 +158,8 @@ def cast_once(model) -> torch.nn.Module:
     a copy in its type; else the LM head itself (weights that learn are cast once as it is)."""
     head = plain(model).get_output_embeddings()
     weight = getattr(head, "weight", None)
-    rests = isinstance(weight, torch.Tensor) and weight.dtype == torch.float32 and not weight.requires_grad
+    here = isinstance(weight, torch.Tensor) and not weight.is_meta  # no quantised one, nor one that lies on no device
+    rests = here and weight.dtype == torch.float32 and not weight.requires_grad
     if not rests or not torch.is_autocast_enabled(weight.device.type):
         return head
     found, dtype = copy.copy(head), torch.get_autocast_dtype(weight.device.type)

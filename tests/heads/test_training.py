@@ -1,5 +1,7 @@
 """Frozen features are the backbone's states, soft labels average to the marginal, and the loop learns what can be learnt."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,8 @@ def test_weights_that_rest_are_cast_once_for_a_step_and_no_number_changes(monkey
     model = f.backbone.model
     assert cast_once(model) is model.get_output_embeddings()  # outside of autocast
     with torch.autocast("cpu", torch.bfloat16):
+        offloaded = SimpleNamespace(get_output_embeddings=lambda: torch.nn.Linear(16, VOCAB, device="meta"))
+        assert cast_once(offloaded).weight.is_meta
         model.get_output_embeddings().requires_grad_(True)
         assert cast_once(model) is model.get_output_embeddings()  # autocast keeps what it cast of weights that learn
 
@@ -209,6 +213,16 @@ def test_heads_learn_a_sequence_in_which_every_token_tells_the_later_ones():
     assert found["validation"][-1].max() < 0.3 < 1.0 < found["loss"][0].min()
     other = trained_heads(text, held_out, spec, how)
     assert all(np.array_equal(found[n], other[n]) for n in found)  # to the bit
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("unigram", [False, True])
+def test_a_corrected_unembedding_learns(rank, unigram):
+    f = frozen(blocks=8)
+    spec = HeadSpec("residual", unembedding="corrected", offsets=(2,), rank=rank, unigram=unigram)
+    found = trained_heads(f, f, spec, Training(3e-2, 8 * 12 * 20, epochs=20))
+    assert found["validation"][-1, 0] < found["validation"][0, 0] - 0.3
+    assert abs(found["heads.unembeddings.2.gamma"] - (not unigram)) > 0.1
 
 
 def test_another_seed_trains_other_heads_whatever_their_kind():
