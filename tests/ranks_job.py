@@ -80,7 +80,7 @@ def sharded_results(stop: bool) -> dict[str, np.ndarray]:
     """Joint training of several architectures (GPT-2's embedding is its LM head), in full and with adapters, and gradients; with
     `stop` the training is interrupted in its 11th step and goes on from its checkpoint."""
     torch.set_num_threads(1)
-    found, spec = {}, HeadSpec("residual", "mix", offsets=(2, 3))
+    found, spec = {}, HeadSpec("residual", "mix", unembedding="corrected", rank=3, offsets=(2, 3))
     for name, lora in (("gpt_neox", 0), ("gpt2", 0), ("gemma3", 2)):
         backbone = tiny_backbone(name, fingerprint=name)
         text, held_out = (FrozenFeatures(backbone, random_tokens(n, seed), (0, 1, 2), horizon=3) for n, seed in ((40, 2), (3, 3)))

@@ -101,7 +101,7 @@ def set_threads() -> tuple[int, str]:
 
 def return_memory() -> None:
     """Return to the system what was freed, before something large: glibc keeps it, in pieces (and reproduce.sh has it do so)."""
-    with contextlib.suppress(AttributeError):  # another C library
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..backbones.anatomy import require_layers
+from ..backbones.checkpoints import WARMUP
 from ..base.runtime import choose_dtype
 from ..heads import training
 from ..heads.features import FrozenFeatures
@@ -118,10 +119,12 @@ def trained_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
     """One arm, from the stored arrays if they exist; trained in bfloat16 autocast where that is fast."""
     rates = how.rates(spec.offsets)
     how = replace(how, rate=rates, bf16=fast_in_bf16(bench.backbone))
-    own = f"corrected{spec.rank}" if spec.unembedding == "corrected" else spec.unembedding
+    own = spec.unembedding
+    own += f"{spec.rank}{'' if spec.unigram else 'lm'}" if own == "corrected" else ""
     name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", own, "".join(map(str, spec.offsets))])
     written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
     name += f"-{how.blocks}x{how.epochs}" if how.blocks * how.epochs > 1 else ""
+    name += f"-warm{how.warmup:g}" if how.warmup != WARMUP else ""
     name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{bench.train.fingerprint[:8]}"
     arrays = run.measure_arrays(
         f"03_heads_{bench.backbone.name.replace('/', '-')}_{name}",

@@ -98,7 +98,7 @@ LAST_RUNG = (
 ONE_SEED = (
     "2026-11-30",
     "the default profile trains heads with one seed, as joint training, to end within an hour where a processor has no AVX-512; "
-    "until then with three. Overnight, which is what is published, has three, as before: nothing published changes",
+    "until then with three. Overnight, which is what is published, has three, as before",
 )
 CORRECTED = (
     "2026-11-30",

@@ -210,7 +210,7 @@ def _floor(backbone: Backbone, log_m: torch.Tensor) -> np.ndarray:
 def size_table(run, each: dict[str, Decided], test: dict) -> pd.DataFrame:
     """At offset 2, by backbone and corpus: top-1 and cross-entropy of the marginal, of counting and of frozen heads trained on
     the same budget at every size (`name`), and as `gap` KL(m2 || head), or to counting, beside the least gap that a head of this
-    width can have on the frozen unembedding (`floor`), with intervals."""
+    width can have on the frozen unembedding as it is (`floor`), with intervals."""
     rows = []
     for name, of in each.items():
         backbone = of.bench.backbone

@@ -88,7 +88,7 @@ class Heads(nn.Module):
             return self.trunks[str(offset)].log_probs(unembed(self.model, hidden, head))
         learned = self.unembeddings[str(offset)] if self.unembeddings else None
         if self.spec.unembedding == "own":
-            logits = learned(hidden)
+            logits = nn.functional.linear(hidden, learned.weight) + learned.bias  # not in bfloat16, under autocast
         elif self.spec.unembedding == "corrected":
             logits = learned(hidden, lambda h: unembed(self.model, h, head))
         else:

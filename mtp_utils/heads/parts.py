@@ -142,7 +142,7 @@ class Corrected(nn.Module):
 
     def forward(self, hidden: torch.Tensor, unembed) -> torch.Tensor:
         """(..., d) -> logits (..., V); unembed: states to logits by U."""
-        return unembed(self.gamma * hidden) + F.linear(F.linear(hidden, self.A), self.B, self.bias)
+        return unembed(self.gamma * hidden) + F.linear(F.linear(hidden, self.A), self.B) + self.bias
 
 
 def unembedding_of(model) -> nn.Linear:
@@ -157,9 +157,9 @@ def cast_once(model) -> torch.nn.Module:
     """The model's LM head, for `unembed` to use several times under autocast, which casts weights that rest anew at every use:
     a copy in its type; else the LM head itself (weights that learn are cast once as it is)."""
     head = plain(model).get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    here = isinstance(weight, torch.Tensor) and not weight.is_meta  # no quantised one, nor one that lies on no device
-    rests = here and weight.dtype == torch.float32 and not weight.requires_grad
+    bare = isinstance(head, nn.Linear) and "forward" not in vars(head)  # no adapters, no hooks
+    weight = head._parameters.get("weight") if bare else None
+    rests = weight is not None and weight.dtype == torch.float32 and not weight.requires_grad and not weight.is_meta
     if not rests or not torch.is_autocast_enabled(weight.device.type):
         return head
     found, dtype = copy.copy(head), torch.get_autocast_dtype(weight.device.type)

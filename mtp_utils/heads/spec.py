@@ -19,7 +19,8 @@ class HeadSpec:
     each offset learns beside it (`corrected`): logits U (gamma h) + B A h + b, B A of a `rank` (as in LoRA, arXiv 2106.09685)
     that starts at zero; or a trained copy of it for each offset (`copied`); or one of each offset's `own`, which starts at zero.
     The last, and a corrected one if `unigram`, has the log-frequencies of the training text as its bias: the head then starts as
-    the unigram instead of being sure of the wrong token (gamma = 0 in a corrected one, else 1).
+    the unigram instead of being sure of the wrong token (gamma = 0 in a corrected one, else 1). What else a
+    model does to its logits, a soft cap or a factor, it does to those by U alone.
 
     Raises:
         ValueError: an argument outside these, naming it.

@@ -27,7 +27,7 @@ from .training import NUMBERS, Training, over_blocks, step_losses
 
 @dataclass(frozen=True)
 class Joint(Training):
-    """How heads and backbone are trained together; `rate` is the heads', and `tokens` include the warm-up.
+    """How heads and backbone are trained together; `rate` is the heads', and `tokens` include the rest.
 
     backbone_rate: peak rate of the backbone as a multiple of the heads' largest; 0 leaves it as it is. lora: rank of the
     adapters on every linear layer (arXiv 2106.09685, by peft), 0 for full fine-tuning. rest: share of the steps, the first
@@ -148,20 +148,22 @@ def joint_losses(together: Together, features: FrozenFeatures, rows, how: Joint,
         hidden = together.states(tokens)
         tops = [hidden[-1]] + ([torch.stack([hidden[i] for i in heads.layers], 2)] if heads else [])
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tops]
-        found = [ntp_loss(model, leaves[0], tokens, how.ntp_weight, backward)]
+        head = cast_once(model)
+        found = [ntp_loss(model, leaves[0], tokens, how.ntp_weight, backward, head)]
         if heads:
             weights = tuple(how.decay ** (k - 2) for k in heads.spec.offsets)
-            found += step_losses(heads, features, rows, how.labels, backward, states=leaves[1], weights=weights)
+            found += step_losses(heads, features, rows, how.labels, backward, states=leaves[1], weights=weights, head=head)
     reached = [(x, leaf.grad) for x, leaf in zip(tops, leaves, strict=True) if leaf.grad is not None]
     if backward and reached:
         torch.autograd.backward(*zip(*reached, strict=True))
     return found
 
 
-def ntp_loss(model, last: torch.Tensor, tokens: torch.Tensor, weight: float, backward=None) -> float:
-    """Mean next-token cross-entropy [nats/token] from the last states (batch, T, d); logits NUMBERS at a time."""
+def ntp_loss(model, last: torch.Tensor, tokens: torch.Tensor, weight: float, backward=None, head=None) -> float:
+    """Mean next-token cross-entropy [nats/token] from the last states (batch, T, d); logits NUMBERS at a time. head: the
+    LM head as cast_once gave it."""
     h, target = predictions_at(last, 1).flatten(0, 1), labels_at(tokens, 1).flatten()
-    leaf, total, head = h.detach().requires_grad_(h.requires_grad), 0.0, cast_once(model)
+    leaf, total = h.detach().requires_grad_(h.requires_grad), 0.0
     size = max(1, NUMBERS // rows_of(model.get_output_embeddings()))
     for part, wanted in zip(leaf.split(size), target.split(size), strict=True):
         loss = torch.nn.functional.cross_entropy(unembed(model, part, head).float(), wanted, reduction="sum") / len(leaf)

@@ -166,17 +166,17 @@ def heads_from(arrays, backbone, spec: HeadSpec) -> Heads:
 
 
 def step_losses(
-    heads: Heads, features: FrozenFeatures, rows, labels: str, backward=None, *, states=None, weights: tuple = ()
+    heads: Heads, features: FrozenFeatures, rows, labels: str, backward=None, *, states=None, weights: tuple = (), head=None
 ) -> list[float]:
     """Mean loss (cross-entropy [nats/token], or what the labels ask) at each offset on some blocks; with `backward`, gradients
     of their sum, or of the sum weighted by `weights`, into the heads (and into `states`, where those are given instead of the
-    features' own).
+    features' own). head: the backbone's LM head as parts.cast_once gave it, if it was asked already.
 
     Logits are made, used and let go NUMBERS at a time, one head after another (as Gloeckle et al., arXiv 2404.19737); each
     block's gradient stops at the hidden state and goes through the trunk once.
     """
     hidden = heads(features.batch(rows, heads.layers) if states is None else states)
-    found, teacher, head = [], features.backbone.model, cast_once(heads.model) if heads.spec.reads_backbones else None
+    found, teacher, head = [], features.backbone.model, head or (cast_once(heads.model) if heads.spec.reads_backbones else None)
     for (k, h), weight in zip(hidden.items(), weights or (1.0,) * len(hidden), strict=True):
         aligned, target = _aligned(features, rows, labels, k, h)
         leaf = aligned.detach().requires_grad_(aligned.requires_grad)

@@ -134,7 +134,7 @@ def test_a_run_killed_in_its_11th_step_goes_on_and_ends_as_an_undisturbed_one_to
     assert sum(steps) == 10 and all(np.array_equal(straight[n], resumed[n]) for n in straight)
 
 
-def test_the_base_model_stays_and_the_backbone_rests_during_the_warm_up():
+def test_the_base_model_stays_and_the_backbone_rests_at_first():
     f = text()
     before = {n: p.clone() for n, p in f.backbone.model.state_dict().items()}
     resting = joint_training(f, f, SPEC, dataclasses.replace(HOW, rest=1.0))
@@ -228,6 +228,21 @@ def test_the_documents_of_a_training_block_are_found_by_its_tokens(monkeypatch):
         "d3",
     ]
     assert blocks.documents_in(rows[0] + 1, object()) == [] == blocks.documents_in(rows[0], None)
+
+
+def test_the_heads_rate_warms_up_over_its_share():
+    given = text(), text(n=3, seed=1), SPEC
+    found = [joint_training(*given, dataclasses.replace(HOW, warmup=share))["loss"] for share in (0.05, 0.9)]
+    assert not np.array_equal(*found)
+
+
+def test_a_head_that_rests_is_cast_once_for_all_losses_of_a_step(monkeypatch):
+    f, read = text(), []
+    together = Together(f.backbone, SPEC, dataclasses.replace(HOW, bf16=True))
+    together.free(False)
+    together.model.get_output_embeddings().register_forward_hook(lambda m, *_: read.append((id(m), m.weight.dtype)))
+    joint_losses(together, f, slice(0, 2), dataclasses.replace(HOW, bf16=True), torch.Tensor.backward)
+    assert len(read) > 1 and len(set(read)) == 1 and read[0][1] == torch.bfloat16
 
 
 def test_in_bfloat16_it_learns_too():

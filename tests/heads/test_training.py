@@ -1,5 +1,6 @@
 """Frozen features are the backbone's states, soft labels average to the marginal, and the loop learns what can be learnt."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -137,11 +138,12 @@ def test_soft_labels_and_sampled_labels_average_to_the_marginal():
 
 
 def test_weights_that_rest_are_cast_once_for_a_step_and_no_number_changes(monkeypatch):
-    f, casts = frozen(blocks=2), []
+    f, casts, read = frozen(blocks=2), [], []
     monkeypatch.setattr(training, "NUMBERS", 5 * VOCAB)
 
     def gradients(unembedding: str) -> list:
         heads = Heads(f.backbone, HeadSpec("block", unembedding=unembedding, rank=3, unigram=False, offsets=(2,)))
+        read.clear()
         with torch.autocast("cpu", torch.bfloat16):
             losses = step_losses(heads, f, slice(0, 2), "data", torch.Tensor.backward)
         return [torch.tensor(losses), *(p.grad for p in heads.parameters() if p.grad is not None)]
@@ -150,20 +152,27 @@ def test_weights_that_rest_are_cast_once_for_a_step_and_no_number_changes(monkey
         casts.append(cast_once(model))
         return casts[-1]
 
-    monkeypatch.setattr(training, "cast_once", counting)
+    f.backbone.model.get_output_embeddings().register_forward_hook(lambda m, *_: read.append(m.weight.dtype))
     for unembedding in ("shared", "corrected"):
-        ours = gradients(unembedding)
-        assert len(casts) == 1 and casts.pop().weight.dtype == torch.bfloat16
-        monkeypatch.setattr(training, "cast_once", lambda model: model.get_output_embeddings())
-        assert all(torch.equal(a, b) for a, b in zip(ours, gradients(unembedding), strict=True))
         monkeypatch.setattr(training, "cast_once", counting)
-    model = f.backbone.model
-    assert cast_once(model) is model.get_output_embeddings()  # outside of autocast
+        ours = gradients(unembedding)
+        assert len(casts) == 1 and casts.pop().weight.dtype == torch.bfloat16 and set(read) == {torch.bfloat16}
+        monkeypatch.setattr(training, "cast_once", lambda model: model.get_output_embeddings())
+        assert all(torch.equal(a, b) for a, b in zip(ours, gradients(unembedding), strict=True)) and set(read) == {torch.float32}
+
+
+def test_what_cannot_be_cast_once_stays_as_it_is():
+    model = tiny_backbone().model
+    head = model.get_output_embeddings().requires_grad_(False)
+    elsewhere = SimpleNamespace(get_output_embeddings=lambda: torch.nn.Linear(16, VOCAB, device="meta").requires_grad_(False))
+    assert cast_once(model) is head and cast_once(elsewhere).weight.is_meta  # outside of autocast
     with torch.autocast("cpu", torch.bfloat16):
-        offloaded = SimpleNamespace(get_output_embeddings=lambda: torch.nn.Linear(16, VOCAB, device="meta"))
-        assert cast_once(offloaded).weight.is_meta
-        model.get_output_embeddings().requires_grad_(True)
-        assert cast_once(model) is model.get_output_embeddings()  # autocast keeps what it cast of weights that learn
+        assert cast_once(model).weight.dtype == torch.bfloat16 and cast_once(elsewhere).weight.is_meta
+        hooked = copy.deepcopy(model)
+        hooked.get_output_embeddings().forward = head.forward  # as accelerate does
+        assert cast_once(hooked) is hooked.get_output_embeddings()
+        head.requires_grad_(True)
+        assert cast_once(model) is head  # autocast keeps what it cast of weights that learn
 
 
 @pytest.mark.parametrize("labels", training.TRAIN_LABELS)
