@@ -24,6 +24,8 @@ def test_what_is_kept_is_what_the_heads_saw_on_the_way():
     found = pace.paced(frozen(0), frozen(1), SPEC, how)
     assert found["positions"].tolist() == [0, 96, 192, 288]
     assert np.array_equal(found["loss"], trained_heads(frozen(0), frozen(1), SPEC, how)["validation"][:, 0])
+    few = pace.paced(frozen(0), frozen(1), SPEC, Training(1e-2, 8 * 12, blocks=4, checks=8))  # two steps, eight checks
+    assert few["positions"].tolist() == [0, 48, 96] and few["loss"].shape == (3,)
 
 
 def test_each_way_has_its_best_rate_and_is_held_against_the_lm_head_s_start(monkeypatch):
