@@ -117,15 +117,8 @@ def _blocks_of(split: str, backbone, n: int) -> torch.Tensor:
 
 def trained_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
     """One arm, from the stored arrays if they exist; trained in bfloat16 autocast where that is fast."""
-    rates = how.rates(spec.offsets)
-    how = replace(how, rate=rates, bf16=fast_in_bf16(bench.backbone))
-    own = spec.unembedding
-    own += f"{spec.rank}{'' if spec.unigram else 'lm'}" if own == "corrected" else ""
-    name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", own, "".join(map(str, spec.offsets))])
-    written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
-    name += f"-{how.blocks}x{how.epochs}" if how.blocks * how.epochs > 1 else ""
-    name += f"-warm{how.warmup:g}" if how.warmup != WARMUP else ""
-    name += f"-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{bench.train.fingerprint[:8]}"
+    how = replace(how, rate=how.rates(spec.offsets), bf16=fast_in_bf16(bench.backbone))
+    name = name_of(bench, spec, how)
     arrays = run.measure_arrays(
         f"03_heads_{bench.backbone.name.replace('/', '-')}_{name}",
         training.trained_heads,
@@ -135,6 +128,18 @@ def trained_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
         training=how,
     )
     return Arm(spec, how, arrays, name)
+
+
+def name_of(bench: Bench, spec: HeadSpec, how: Training) -> str:
+    """The name in tables of heads of a spec trained so on a bench: another for whatever differs."""
+    rates, own = how.rates(spec.offsets), spec.unembedding
+    if own == "corrected":
+        own += f"{spec.rank}{'' if spec.unigram else 'lm'}"
+    name = "-".join([spec.kind, str(spec.features), f"{spec.layers}x", own, "".join(map(str, spec.offsets))])
+    written = "_".join(f"{rate:g}" for rate in (rates if len(set(rates)) > 1 else rates[:1]))
+    name += f"-{how.blocks}x{how.epochs}" if how.blocks * how.epochs > 1 else ""
+    name += f"-warm{how.warmup:g}" if how.warmup != WARMUP else ""
+    return f"{name}-{how.labels}-{how.tokens}-{written}-seed{how.seed}-{how.checks}-{bench.train.fingerprint[:8]}"
 
 
 def tuned_arm(run, bench: Bench, spec: HeadSpec, labels: str = "data") -> Arm:

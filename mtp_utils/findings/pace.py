@@ -62,10 +62,10 @@ def paces(run, bench: arms.Bench, spec: HeadSpec) -> pd.DataFrame:
         own = replace(spec, unembedding=way.unembedding, rank=way.rank, unigram=way.unigram)
 
         def train(rate: float, seed: int, how=how, own=own) -> dict:
-            stem = f"04_pace_{bench.backbone.name.replace('/', '-')}_{own.kind}-{own.features}-{own.unembedding}"
-            stem += f"_{own.rank}-{own.unigram:d}-{how.warmup:g}-{how.blocks}-{tokens}-{rate:g}-seed{seed}"
-            given = {"features": bench.train, "validation": bench.validation, "spec": own}
-            return run.measure_arrays(stem, paced, **given, training=replace(how, rate=rate, seed=seed)).values
+            this = replace(how, rate=rate, seed=seed)
+            stem = f"04_pace_{bench.backbone.name.replace('/', '-')}_{arms.name_of(bench, own, this)}"
+            given = {"features": bench.train, "validation": bench.validation, "spec": own, "training": this}
+            return run.measure_arrays(stem, paced, **given).values
 
         rate = _best_rate(lambda rate, train=train: train(rate, run.profile.head_seeds[0])["loss"][-1])
         for seed in run.profile.head_seeds:

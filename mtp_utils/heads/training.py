@@ -84,11 +84,14 @@ def trained_heads(
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True))
     losses, best = [], _Best(heads, validate(heads, validation, training.labels))
     name = f"{spec.kind} on {spec.features}, {features.backbone.name}"
+    autocast = torch.autocast(features.device.type, torch.bfloat16, enabled=training.bf16)
+    with autocast:
+        head = cast_once(heads.model) if spec.reads_backbones else None  # it rests to the end
     for step in progress(range(len(order)), name):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, len(order), group["peak"], training.warmup)
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=training.bf16):
-            found = step_losses(heads, features, share_of(order[step]), training.labels, accelerator.backward)
+        with autocast:
+            found = step_losses(heads, features, share_of(order[step]), training.labels, accelerator.backward, head=head)
         losses.append(averaged(found))
         norms = [combine(accelerator, list(heads.of(k).values())) for k in spec.offsets]
         if not np.isfinite([*losses[-1], *norms]).all():
@@ -170,13 +173,13 @@ def step_losses(
 ) -> list[float]:
     """Mean loss (cross-entropy [nats/token], or what the labels ask) at each offset on some blocks; with `backward`, gradients
     of their sum, or of the sum weighted by `weights`, into the heads (and into `states`, where those are given instead of the
-    features' own). head: the backbone's LM head as parts.cast_once gave it, if it was asked already.
+    features' own). head: the backbone's LM head as parts.cast_once gave it.
 
     Logits are made, used and let go NUMBERS at a time, one head after another (as Gloeckle et al., arXiv 2404.19737); each
     block's gradient stops at the hidden state and goes through the trunk once.
     """
     hidden = heads(features.batch(rows, heads.layers) if states is None else states)
-    found, teacher, head = [], features.backbone.model, head or (cast_once(heads.model) if heads.spec.reads_backbones else None)
+    found, teacher = [], features.backbone.model
     for (k, h), weight in zip(hidden.items(), weights or (1.0,) * len(hidden), strict=True):
         aligned, target = _aligned(features, rows, labels, k, h)
         leaf = aligned.detach().requires_grad_(aligned.requires_grad)

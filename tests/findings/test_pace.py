@@ -40,7 +40,7 @@ def test_each_way_has_its_best_rate_and_is_held_against_the_lm_head_s_start(monk
 
     profile = SimpleNamespace(most_tokens=16 * 100, head_seeds=(0, 1, 2))
     monkeypatch.setattr(pace.arms, "fast_in_bf16", lambda backbone: False)
-    bench = SimpleNamespace(train=None, validation=None, backbone=SimpleNamespace(name="b"))
+    bench = SimpleNamespace(train=SimpleNamespace(fingerprint="text"), validation=None, backbone=SimpleNamespace(name="b"))
     found = pace.paces(SimpleNamespace(profile=profile, measure_arrays=measure_arrays), bench, SPEC)
     assert all(rate == best[name] for name, rate in zip(found["name"], found["rate"], strict=True))
     table = pace.helped(pace.curves(found)).set_index("way")

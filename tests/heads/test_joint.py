@@ -236,7 +236,7 @@ def test_the_heads_rate_warms_up_over_its_share():
     assert not np.array_equal(*found)
 
 
-def test_a_head_that_rests_is_cast_once_for_all_losses_of_a_step(monkeypatch):
+def test_a_head_that_rests_is_cast_once_for_all_losses_of_a_step():
     f, read = text(), []
     together = Together(f.backbone, SPEC, dataclasses.replace(HOW, bf16=True))
     together.free(False)

@@ -137,7 +137,7 @@ def test_soft_labels_and_sampled_labels_average_to_the_marginal():
         assert ((drawn - m) / (m * (1 - m) / n).sqrt()).abs().max() < 5
 
 
-def test_weights_that_rest_are_cast_once_for_a_step_and_no_number_changes(monkeypatch):
+def test_weights_that_rest_are_cast_once_for_a_training_and_no_number_changes(monkeypatch):
     f, casts, read = frozen(blocks=2), [], []
     monkeypatch.setattr(training, "NUMBERS", 5 * VOCAB)
 
@@ -145,7 +145,7 @@ def test_weights_that_rest_are_cast_once_for_a_step_and_no_number_changes(monkey
         heads = Heads(f.backbone, HeadSpec("block", unembedding=unembedding, rank=3, unigram=False, offsets=(2,)))
         read.clear()
         with torch.autocast("cpu", torch.bfloat16):
-            losses = step_losses(heads, f, slice(0, 2), "data", torch.Tensor.backward)
+            losses = step_losses(heads, f, slice(0, 2), "data", torch.Tensor.backward, head=training.cast_once(heads.model))
         return [torch.tensor(losses), *(p.grad for p in heads.parameters() if p.grad is not None)]
 
     def counting(model):
@@ -159,6 +159,11 @@ def test_weights_that_rest_are_cast_once_for_a_step_and_no_number_changes(monkey
         assert len(casts) == 1 and casts.pop().weight.dtype == torch.bfloat16 and set(read) == {torch.bfloat16}
         monkeypatch.setattr(training, "cast_once", lambda model: model.get_output_embeddings())
         assert all(torch.equal(a, b) for a, b in zip(ours, gradients(unembedding), strict=True)) and set(read) == {torch.float32}
+        monkeypatch.setattr(training, "cast_once", counting)
+        read.clear()
+        trained_heads(f, f, HeadSpec("linear", unembedding=unembedding, offsets=TWO), Training(1e-2, 24, checks=1, bf16=True))
+        parts = [read.count(dtype) for dtype in (torch.float32, torch.bfloat16)]  # validated twice, trained once
+        assert len(casts) == 1 and casts.pop() is not f.backbone.model.get_output_embeddings() and parts[0] == 2 * parts[1]
 
 
 def test_what_cannot_be_cast_once_stays_as_it_is():
