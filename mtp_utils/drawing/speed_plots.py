@@ -11,7 +11,7 @@ from .style import MARKERS, SIZES, STYLE, errors, legend_beside, new_axes, new_g
 DRAFTERS = {  # name -> colour, marker, line style
     "frozen heads": STYLE["frozen"],
     "best frozen heads": STYLE["block"],
-    "joint heads": STYLE["joint"],
+    "heads that decide C3": STYLE["joint"],
     "marginal": STYLE["marginal"],
     "prompt lookup": STYLE["skip_bigram"],
     "cache n-gram": STYLE["cache_ngram"],

@@ -1,6 +1,6 @@
 """What drafting is worth, as notebook 06 asks it: passes and seconds by drafter, and what tells acceptance beforehand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,8 @@ DRAFTS_OF = {  # a way of decoding -> the drafter whose acceptance predicts its 
     "heads, chain": "frozen heads",
     "heads, tree 3-2-1": "frozen heads, tree",
     "best heads, chain": "best frozen heads",
+    "C3's heads, chain": "heads that decide C3",
+    "C3's heads, tree 3-2-1": "heads that decide C3, tree",
     "prompt lookup": "prompt lookup",
 }
 
@@ -44,6 +46,14 @@ class DraftingHeads:
         best = frozen_heads.from_best(run, self.bench, self.grid)[0]
         return (best, *frozen_heads.for_offsets(run, self.bench, best, run.profile.horizon))
 
+    def deciding(self, run) -> tuple[arms.Arm, ...]:
+        """The heads that decide C3, at offset 2, and heads trained in the same way for the other offsets up to the horizon."""
+        test = {corpus: blocks for corpus, (blocks, _) in self.bench.test.items()}
+        of = frozen_heads.decided(run, self.bench.backbone, test, self.grid)
+        others = replace(of.last.spec, offsets=tuple(range(3, run.profile.horizon + 1)))
+        alike = replace(of.last.training, rate=of.last.rate(2))
+        return (of.last, *([arms.trained_arm(run, of.bench, others, alike)] if others.offsets else []))
+
 
 def passes_by_labels(run, backbone: Backbone, test: dict, kind: arms.Arm) -> pd.DataFrame:
     """Passes as `passes_of`, greedy and at temperature 1, drafted by heads of that kind at offset 2 alone that learnt from
@@ -57,16 +67,6 @@ def passes_by_labels(run, backbone: Backbone, test: dict, kind: arms.Arm) -> pd.
     return pd.concat(frames, ignore_index=True)
 
 
-def passes_by_budget(run, backbone: Backbone, test: dict, heads: DraftingHeads) -> pd.DataFrame:
-    """Passes as `passes_of`, greedy, drafted at offset 2 alone by the kind of heads that decides C3, at the first and at the last
-    of its budgets: `drafter` names the positions."""
-    of, frames = frozen_heads.decided(run, backbone, test, heads.grid), []
-    for arm in {arm.name: arm for arm in (of.by_budget[0], of.last)}.values():
-        name = f"{arm.kind}, {arm.training.tokens:,} positions"
-        frames.append(passes_of(run, backbone, test, name, Drafting("heads", (arm,))))
-    return pd.concat(frames, ignore_index=True)
-
-
 def try_drafts(backbone: Backbone, test: dict, new_tokens: int) -> None:
     """CannotDo where a backbone cannot verify drafts behind the longest of the prompts that it has positions for: it is tried."""
     room = position_limit(backbone.model.config) - new_tokens
@@ -74,13 +74,14 @@ def try_drafts(backbone: Backbone, test: dict, new_tokens: int) -> None:
     draft_and_verify(backbone.model, LookupDrafter(speed.DEPTH), longest[: int(min(room, len(longest)))], new_tokens)
 
 
-def ways_to_draft(heads: DraftingHeads | None) -> dict[str, Drafting]:
-    """Drafter -> how it drafts, of those that every backbone is asked for; without heads prompt lookup alone."""
-    lookup = {"prompt lookup": Drafting("lookup")}
-    if heads is None:
-        return lookup
-    chain, tree = (Drafting("heads", heads.residual, widths) for widths in (None, TREE))
-    return {"frozen heads": chain, **lookup, "frozen heads, tree": tree}
+def ways_to_draft(heads: DraftingHeads | None, deciding: tuple[arms.Arm, ...] = ()) -> dict[str, Drafting]:
+    """Drafter -> how it drafts, of those that every backbone is asked for; without heads prompt lookup alone. deciding: heads
+    that draft too (DraftingHeads.deciding)."""
+    each = {"frozen heads": heads.residual} if heads else {}
+    each |= {"heads that decide C3": deciding} if deciding else {}
+    chains = {name: Drafting("heads", of) for name, of in each.items()}
+    trees = {f"{name}, tree": Drafting("heads", of, TREE) for name, of in each.items()}
+    return {**chains, "prompt lookup": Drafting("lookup"), **trees}
 
 
 def passes_of(
