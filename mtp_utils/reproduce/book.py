@@ -13,6 +13,7 @@ MOST = 3_000_000  # bytes of a published book, without the figures that it links
 PAGE = "07"  # the notebook that makes the explorer's page
 DPI = 200  # of the figures' PNG files, against 96 CSS pixels an inch
 BESIDE = {  # pages in docs/ that are written by hand -> what they are
+    "findings.md": "the findings, model by model: the numbers behind the table below, and what they do not show",
     "log.md": "a log of what was tried and did not work, or did not matter",
     "pitfalls.md": "pitfalls for readers of numbers about multi-token prediction",
 }
