@@ -25,6 +25,7 @@ from .arm import Arm, kind_of
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 TRIALS = (1e-3, 3e-3, 1e-2)  # where every sweep begins; it goes on while the best is at an edge
 GAIN = 0.03  # nats a doubling of the training budget, below which heads count as trained out
+FIRST = (1, -1)  # where rates are looked for at the first of several budgets: higher, then lower
 STEP = 4  # blocks of a step of heads that are trained out
 VALIDATION_SHARE = 21  # one validation block for so many training blocks, at least one and at most eight of each corpus
 
@@ -166,23 +167,28 @@ def best_at(offset: int, arms: list[Arm]) -> Arm:
     return min((arm for arm in arms if offset in arm.spec.offsets), key=lambda arm: arm.loss(offset))
 
 
-def settled_arm(run, bench: Bench, spec: HeadSpec, how: Training) -> Arm:
+def settled_arm(run, bench: Bench, spec: HeadSpec, how: Training, steps: tuple[int, ...] = (-1,)) -> Arm:
     """The arm at its rates, or at ones a step lower for as long as those are better on validation with all its tokens: what
-    is best for few of them tends to be too high for many."""
+    is best for few of them tends to be too high for many. steps: the directions in which it looks, one after the other."""
     best = trained_arm(run, bench, spec, how)
-    while True:
-        at = [max(0, RATES.index(rate) - 1) for rate in best.training.rates(spec.offsets)]
-        lower = trained_arm(run, bench, spec, replace(how, rate=tuple(RATES[i] for i in at)))
-        if _mean_loss(lower) >= _mean_loss(best):
-            return best
-        best = lower
+    for step in steps:
+        while True:
+            at = [min(max(0, RATES.index(rate) + step), len(RATES) - 1) for rate in best.training.rates(spec.offsets)]
+            try:
+                other = trained_arm(run, bench, spec, replace(how, rate=tuple(RATES[i] for i in at)))
+            except FloatingPointError:  # a rate at which it diverges is no candidate
+                break
+            if _mean_loss(other) >= _mean_loss(best):
+                break
+            best = other
+    return best
 
 
 def trained_out(run, bench: Bench, spec: HeadSpec, how: Training, most: int, gain: float = GAIN) -> list[Arm]:
     """The arm at doubling budgets from how.tokens on, until the last doubling brings less than `gain` nats on validation (they
     then count as trained out) or the next would be above `most` tokens; in epochs over the text. Rates are settled at the first
-    budget and at the last, and carried on between."""
-    found = [settled_arm(run, bench, spec, replace(how, epochs=_epochs(bench, how.tokens)))]
+    budget (higher too: its steps may be of more blocks than those of the trials) and at the last, and carried on between."""
+    found = [settled_arm(run, bench, spec, replace(how, epochs=_epochs(bench, how.tokens)), FIRST)]
     while not is_trained_out(found, gain) and 2 * found[-1].training.tokens <= most:
         last = found[-1].training
         tokens = 2 * last.tokens

@@ -113,12 +113,16 @@ def test_tuning_tries_the_same_rates_for_every_arm_and_goes_on_at_an_edge(run, b
 
 def test_rates_are_lowered_for_as_long_as_that_is_better_with_all_tokens(monkeypatch):
     def of_rate(run, bench, spec, how):
-        loss = {1e-2: 3.0, 3e-3: 2.0, 1e-3: 2.5}[how.rates(spec.offsets)[0]]
+        loss = {1e-2: 3.0, 3e-3: 2.0, 1e-3: 2.5}.get(how.rates(spec.offsets)[0])
+        if loss is None:
+            raise FloatingPointError("it diverges")
         return arms.Arm(spec, how, Arrays({"validation": np.array([[loss]]), "kept": np.array([0])}, "x"), "x")
 
     monkeypatch.setattr(arms, "trained_arm", of_rate)
     assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(1e-2, 100)).training.rate == (3e-3,)
     assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(3e-3, 100)).training.rate == 3e-3
+    assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(1e-2, 100), arms.FIRST).training.rate == (3e-3,)
+    assert arms.settled_arm(None, None, HeadSpec(offsets=(2,)), Training(1e-3, 100), arms.FIRST).training.rate == (3e-3,)
 
 
 @pytest.mark.parametrize(("most", "budgets"), [(10_000, [100, 200, 400, 800]), (300, [100, 200])])
@@ -140,16 +144,16 @@ def test_the_rate_is_settled_at_the_first_budget_and_at_the_last(monkeypatch):
     def of_budget(run, bench, spec, how):
         rate = how.rates(spec.offsets)[0]
         tried.append((how.tokens, rate))
-        loss = 3.0 - how.tokens / 1000 + {1e-3: 0.2, 3e-3: 0.1 if how.tokens < 400 else 0.0, 1e-2: 0.0}[rate]
-        if how.tokens == 400:
-            loss -= {3e-3: 0.05, 1e-2: 0.0, 1e-3: 0.0}[rate]
+        loss = 3.0 - how.tokens / 1000 + {1e-3: 0.2, 3e-3: 0.1 if how.tokens < 400 else -0.05, 1e-2: 0.0, 3e-2: 0.1}[rate]
         return arms.Arm(spec, how, Arrays({"validation": np.array([[loss]]), "kept": np.array([0])}, "x"), "x")
 
     monkeypatch.setattr(arms, "trained_arm", of_budget)
     bench = SimpleNamespace(train=SimpleNamespace(tokens=torch.zeros(3, 50)))
-    found = arms.trained_out(None, bench, HeadSpec(offsets=(2,)), Training(1e-2, 100), 400)
+    found = arms.trained_out(None, bench, HeadSpec(offsets=(2,)), Training(3e-3, 100), 400)
     assert [arm.rate(2) for arm in found] == [1e-2, 1e-2, 3e-3]
+    assert {rate for tokens, rate in tried if tokens == 100} == {3e-3, 1e-2, 3e-2}  # higher at the first
     assert {rate for tokens, rate in tried if tokens == 200} == {1e-2}  # carried on between
+    assert {rate for tokens, rate in tried if tokens == 400} == {1e-2, 3e-3, 1e-3}  # lower at the last
 
 
 def test_heads_that_have_to_go_as_far_as_others_do_not_stop_where_a_doubling_brings_little(monkeypatch):
