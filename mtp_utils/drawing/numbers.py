@@ -47,6 +47,12 @@ def single(table: pd.DataFrame, column: str = "value", by: str = "corpus") -> di
     return each(table, lambda part: number(value(part, column)), by)
 
 
+def present(found, *wanted) -> list[str]:
+    """Those of the names that were found; of several in a tuple the first that was."""
+    each = ((names,) if isinstance(names, str) else names for names in wanted)
+    return [name for names in each for name in [n for n in names if n in set(found)][:1]]
+
+
 def beside(table: pd.DataFrame, name: str, values, sep: str = " / ", column: str = "value") -> dict[str, str]:
     """{translation: <number where `name` is the first of the values> / <the second>, code: <...>, ...}"""
     return each(table, lambda part: sep.join(number(value(part, column, **{name: wanted})) for wanted in values))

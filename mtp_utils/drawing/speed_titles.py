@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from .numbers import Title, beside, number
+from .numbers import Title, beside, number, present
 
 HEADS = ("heads that decide C3", "best frozen heads")  # from those that have seen most
 
@@ -10,8 +10,7 @@ HEADS = ("heads that decide C3", "best frozen heads")  # from those that have se
 def acceptance(summary: pd.DataFrame, backbone: str) -> Title:
     """06: drafts accepted at offset 2 by drafter."""
     rows = summary[(summary.offset == 2) & (summary.metric == "a")]
-    best = [name for name in HEADS if name in set(rows["drafter"])][:1]
-    names = [name for name in ("marginal", *best, "prompt lookup") if name in set(rows["drafter"])]
+    names = present(rows["drafter"], "marginal", HEADS, "prompt lookup")
     said = f"Accepted two tokens ahead, {' / '.join(names)}"
     return Title(said, f"{backbone}, greedy; of the passes in which it drafts", beside(rows, "drafter", names))
 
@@ -19,8 +18,7 @@ def acceptance(summary: pd.DataFrame, backbone: str) -> Title:
 def tokens_by_nodes(table: pd.DataFrame, backbone: str) -> Title:
     """06: what the largest tree of each drafter would bring."""
     rows = table[table.nodes == table["nodes"].max()]
-    best = [name for name in HEADS if name in set(rows["drafter"])][:1]
-    names = [name for name in (*best, "prompt lookup") if name in set(rows["drafter"])]
+    names = present(rows["drafter"], HEADS, "prompt lookup")
     said = f"Tokens a pass by the best tree of {rows['nodes'].iloc[0]} drafted tokens, {' / '.join(names)}"
     return Title(said, f"{backbone}, greedy", beside(rows, "drafter", names))
 
@@ -28,8 +26,7 @@ def tokens_by_nodes(table: pd.DataFrame, backbone: str) -> Title:
 def speeds(summary: pd.DataFrame, backbone: str) -> Title:
     """06: speeds of prompt lookup and of heads as ratios to plain greedy decoding."""
     rows = summary[(summary.metric == "greedy_ratio") & (summary.backbone == backbone)]
-    best = [way for way in ("C3's heads, chain", "heads, chain") if way in set(rows["way"])][:1]
-    ways = [way for way in ("prompt lookup", *best) if way in set(rows["way"])]
+    ways = present(rows["way"], "prompt lookup", ("C3's heads, chain", "heads, chain"))
     said = f"Times as fast as plain greedy decoding, {' / '.join(ways)}"
     return Title(said, f"{backbone}, one prompt at a time", beside(rows, "way", ways))
 

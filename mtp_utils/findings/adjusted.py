@@ -53,7 +53,7 @@ def excess(run, bench: Bench, arms: list[Arm], seed: int, base: Backbone | None 
     """
     base, rows = base or bench.backbone, []
     more = stored.sums_exactly(base) and base.name == run.profile.backbones[-1]
-    marginal = at_more(run, base, {c: blocks for c, (blocks, _) in bench.test.items()}, seed) if more else None
+    marginal = at_more(run, base, bench.blocks, seed) if more else None
     scored = [] if more else [gaps.scored(run, bench, [arm], base) for arm in arms]
     for corpus, (blocks, states) in bench.test.items():
         wide, known = gaps.eligible(blocks, bench.backbone), stored.variates_of(run, base, blocks)

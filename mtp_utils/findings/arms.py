@@ -45,6 +45,11 @@ class Bench:
     def backbone(self):
         return self.train.backbone
 
+    @property
+    def blocks(self) -> dict:
+        """corpus -> evaluation blocks."""
+        return {corpus: blocks for corpus, (blocks, _) in self.test.items()}
+
     def on(self, tokens: int, horizon: int = 4) -> "Bench":
         """The same with another amount of training text, or labels drawn up to another offset."""
         text, layers = _heads_text(self.backbone, tokens), self.train.layers

@@ -1,6 +1,6 @@
 """What drafting is worth, as notebook 06 asks it: passes and seconds by drafter, and what tells acceptance beforehand."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -48,11 +48,8 @@ class DraftingHeads:
 
     def deciding(self, run) -> tuple[arms.Arm, ...]:
         """The heads that decide C3, at offset 2, and heads trained in the same way for the other offsets up to the horizon."""
-        test = {corpus: blocks for corpus, (blocks, _) in self.bench.test.items()}
-        of = frozen_heads.decided(run, self.bench.backbone, test, self.grid)
-        others = replace(of.last.spec, offsets=tuple(range(3, run.profile.horizon + 1)))
-        alike = replace(of.last.training, rate=of.last.rate(2))
-        return (of.last, *([arms.trained_arm(run, of.bench, others, alike)] if others.offsets else []))
+        of = frozen_heads.decided(run, self.bench.backbone, self.bench.blocks, self.grid)
+        return (of.last, *frozen_heads.for_offsets(run, of.bench, of.last, run.profile.horizon, alike=True))
 
 
 def passes_by_labels(run, backbone: Backbone, test: dict, kind: arms.Arm) -> pd.DataFrame:
@@ -164,7 +161,7 @@ def link_cells(run, heads: dict[str, DraftingHeads], most: int = 50) -> dict[tup
     for name, of in heads.items():
         known = gaps.scored(run, of.bench, of.grid)
         known = known[known.offset == 2]
-        for corpus, (blocks, _) in of.bench.test.items():
+        for corpus, blocks in of.bench.blocks.items():
             documents, found = list(blocks.documents[:most]), {}
             for arm in of.grid:
                 kind = arm.kind

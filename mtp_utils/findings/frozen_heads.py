@@ -25,10 +25,16 @@ def grid_arms(run, bench: arms.Bench) -> list[arms.Arm]:
     return arms.able_arms(run, bench, specs)
 
 
-def for_offsets(run, bench: arms.Bench, arm: arms.Arm, last: int) -> list[arms.Arm]:
-    """Further heads of the arm's kind, for those offsets up to `last` that it lacks: one arm, or none."""
+def for_offsets(run, bench: arms.Bench, arm: arms.Arm, last: int, alike: bool = False) -> list[arms.Arm]:
+    """Further heads of the arm's kind, for those offsets up to `last` that it lacks: one arm, or none. Tuned, or `alike`: trained
+    as its head for offset 2 was."""
     missing = tuple(k for k in range(2, last + 1) if k not in arm.spec.offsets)
-    return [arms.tuned_arm(run, bench, replace(arm.spec, offsets=missing))] if missing else []
+    if not missing:
+        return []
+    spec = replace(arm.spec, offsets=missing)
+    if alike:
+        return [arms.trained_arm(run, bench, spec, replace(arm.training, rate=arm.rate(2)))]
+    return [arms.tuned_arm(run, bench, spec)]
 
 
 def losses_by_kind(trained: list[arms.Arm]) -> pd.DataFrame:
@@ -54,8 +60,8 @@ def sizes_by_kind(backbone: Backbone, trained: list[arms.Arm]) -> pd.DataFrame:
 def from_best(run, bench: arms.Bench, trained: list[arms.Arm]) -> list[arms.Arm]:
     """The arms from the best at offset 2 on validation to the worst: by the text of those corpora that the backbone knows, where
     it knows some and not all (on the others heads that learn the text are held against a marginal that says nothing of it)."""
-    test, names = {corpus: blocks for corpus, (blocks, _) in bench.test.items()}, tuple(corpora.names())
-    unknown = marginal_tables.unknown_to(run, bench.backbone, test) if min(len(names), len(trained)) > 1 else ()
+    names = tuple(corpora.names())
+    unknown = marginal_tables.unknown_to(run, bench.backbone, bench.blocks) if min(len(names), len(trained)) > 1 else ()
     known = [corpus for corpus in names if corpus not in unknown]
     if not known or len(known) == len(names):
         return sorted(trained, key=lambda arm: arm.loss(2))
