@@ -31,8 +31,8 @@ HELD = {  # sha256 of what decides a claim -> how many dated changes stand besid
     "C1": ("9abe52b86b68bfdd", 4),
     "C2 (size)": ("09b26a03ac02ba8e", 0),
     "C2 (data)": ("32f3d5f5826957b5", 2),
-    "C3a": ("fca16f7a98d50db7", 7),
-    "C3b": ("38ba25257e800f50", 7),
+    "C3a": ("fca16f7a98d50db7", 8),
+    "C3b": ("38ba25257e800f50", 8),
     "C4a": ("349c0b1f63734771", 8),
     "C4b": ("eaaf19ff966a1f6b", 8),
     "C4c": ("cecd8e1388380c0f", 8),
@@ -49,7 +49,7 @@ def test_a_contrast_does_not_change_without_a_dated_line(claim):
 def test_the_numbers_that_verdicts_hang_on_do_not_change_without_a_dated_line():
     rules = claims.ALPHA, claims.OFFSET, claims.LABELS, claims.DOUBLING, arms.GAIN, arms.STEP, adjusted.POSITIONS
     assert rules == (0.05, 2, "data", 0.10, 0.03, 4, 4)
-    assert (arms.TRIALS, joint_heads.FACTOR) == ((1e-3, 3e-3, 1e-2), 3)
+    assert (arms.TRIALS, arms.FIRST, joint_heads.FACTOR) == ((1e-3, 3e-3, 1e-2), (1, -1), 3)
     assert counting.PREDICTORS == ("unigram", "skip_bigram", "skip_trigram")
     assert counting.CONTROLS == (*counting.PREDICTORS, "cache_ngram")
     fields = "n_documents positions_per_document head_tokens most_tokens text_tokens joint_tokens".split()
