@@ -58,7 +58,8 @@ def choose_dtype(device, training: bool = False):
     """`(torch.dtype, reason)`: float32 for everything measured, but models of the hub profiles in bfloat16 on a device that has
     it (log-probs are float32 all the same); for training bfloat16 autocast where it is fast.
 
-    A CPU without bfloat16 instructions computes it many times slower than float32, so its capability is asked.
+    A CPU without bfloat16 instructions computes it many times slower than float32, so its capabilities are asked, and whether
+    torch uses AVX-512 there (`ATEN_CPU_CAPABILITY=avx2` forbids it).
     """
     import torch
 
@@ -66,7 +67,7 @@ def choose_dtype(device, training: bool = False):
         return torch.float32, "differences between log-probs are measured"
     if device.type == "cpu":
         found = [c for c in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(c)]
-        fast = bool(found)
+        fast = bool(found) and torch.backends.cpu.get_cpu_capability() == "AVX512"
     else:
         found, fast = [device.type], device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if fast:
