@@ -38,7 +38,8 @@ class Profile:
     on `joint_smaller` that is asked again. `head_tokens` are the positions heads and probes are trained on, `trial_tokens`
     those of one trial of a learning rate; heads that decide C3 are trained on `most_tokens` positions at most, in epochs over
     `text_tokens`, with the seeds `head_seeds`; joint training, and the frozen heads beside it, on `joint_tokens` at most and on
-    halves of that, the least budget first with so many trials of rates each as `joint_trials` says, and the seeds `joint_seeds`.
+    halves of that, the least budget first with so many trials of rates each as `joint_trials` says (the last number is of frozen
+    heads in as many operations), and the seeds `joint_seeds`.
     `bf16_states`: the states that heads read are made under bfloat16 autocast where that is fast. `grid` are the kinds of heads
     (trunk, features, unembedding) and `grid_offsets` their offsets, the best kind has all; `probe_offsets` are those that layers
     are read at by trained probes; decoding writes `new_tokens` after each prompt, of `decoded_documents` a corpus, and the clock
@@ -62,7 +63,7 @@ class Profile:
     horizon: int = 4
     head_tokens: int = 65_536
     joint_tokens: int = 524_288
-    joint_trials: tuple[int, ...] = (5, 2, 2)
+    joint_trials: tuple[int, ...] = (5, 1, 1, 2)
     joint_seeds: tuple[int, ...] = (0, 1, 2)
     most_tokens: int = 2_097_152
     text_tokens: int = 524_288
@@ -118,7 +119,7 @@ class Profile:
 PYTHIA = tuple(f"EleutherAI/pythia-{s}@step143000" for s in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"))
 QWEN3 = tuple(f"Qwen/Qwen3-{s}-Base" for s in ("0.6B", "1.7B", "4B", "8B"))
 FEW = {"head_tokens": 4096, "joint_tokens": 4096, "head_seeds": (0,), "trial_tokens": 2048}
-FEW |= {"most_tokens": 4096, "text_tokens": 4096, "joint_trials": (2, 1, 1), "joint_seeds": (0,)}
+FEW |= {"most_tokens": 4096, "text_tokens": 4096, "joint_trials": (2, 1, 1, 1), "joint_seeds": (0,)}
 FEW |= {"new_tokens": 6, "timed_prompts": 1}  # six: three drafts and what follows them fit in
 FEW |= {"n_documents": 6, "timeout_s": 300, "control_split": "heads", "joint_smaller": LADDER[0]}
 FULL = {"corpora": HUB_CORPORA, "grid": REAL_KINDS, "grid_offsets": (2, 3, 4), "timeout_s": UNLIMITED, "needs_hub": True}
@@ -127,15 +128,15 @@ WHOLE = {"backbones": LADDER, "extra_seeds": SEEDS, "twinned": TWINNED, "twins":
 WHOLE |= {"joint_smaller": LADDER[2], "decoded_documents": 100}
 REAL = {"backbones": ("smollm2-135m",), "corpora": PEOPLE_CORPORA, "people": True, "timeout_s": UNLIMITED, "grid": REAL_KINDS}
 REAL |= {"trial_tokens": 8192, "most_tokens": 262_144, "text_tokens": 262_144, "bf16_states": True}
-REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
+REAL |= {"joint_tokens": 65_536, "joint_trials": (2, 1, 1, 1), "joint_seeds": (0,), "decoded_documents": 50}
 # The default profile holds what the verdicts need: 200 documents per corpus, one position of each (C1: four, on the last rung):
 # the document is the unit of the intervals, and a position costs an exact sum on every rung. Its grid of heads is at offset 2,
 # where the verdicts are, and varies the trunk and the unembedding on the last layer and the features of the best trunk. Heads
 # that decide see up to two million positions in four epochs over half a million tokens: steps were what was missing, not text,
 # and 4.2 million would take the notebook past its share of the 45 minutes. Joint training sees half a million, each once, in as
 # many operations as frozen heads take on four times as many. Whatever is trained has one seed here and three overnight, where
-# rates are also tried again as often at every budget as at the least; overnight also has what no verdict needs. (More seeds would
-# take the run past an hour on a processor without AVX-512.)
+# rates are also tried at every budget as often as at the least (they settle where the least had put them); overnight also has
+# what no verdict needs. (More seeds would take the run past an hour on a processor without AVX-512.)
 # The real model's heads: a position costs a 49k-way softmax (about 1,500 positions a second on two cores), so the deciding kind
 # sees 262,144 of them with each of three seeds, and states are made in bfloat16 autocast (the next token's loss moves by .0002).
 # Joint training of it takes half a billion multiply-adds a position, and every trained copy a pass over all test text: three
@@ -147,7 +148,7 @@ PROFILES = {
     for p in (
         Profile("smoke", backbones=LADDER[:2], **FEW),
         Profile("default", **WHOLE, exploratory=False, head_seeds=(0,), joint_seeds=(0,)),
-        Profile("overnight", **WHOLE, adds_to="default", probe_offsets=(1, 2, 3, 4), joint_trials=(5, 5, 5)),
+        Profile("overnight", **WHOLE, adds_to="default", probe_offsets=(1, 2, 3, 4), joint_trials=(5, 5, 5, 5)),
         Profile("pretrained", **REAL, exploratory=False, lora=True),
         Profile("pretrained-overnight", **REAL, adds_to="pretrained"),
         Profile("hub", backbones=PYTHIA[:6], joint=PYTHIA[2], **FULL),

@@ -84,7 +84,7 @@ class Study:
     @property
     def budgets(self) -> dict[str, int]:
         """Positions by the name of the budget: 1x, 2x, ... up to the profile's joint_tokens."""
-        n = len(self.run.profile.joint_trials)
+        n = len(self.run.profile.joint_trials) - 1
         return {f"{2**i}x": self.run.profile.joint_tokens // 2 ** (n - 1 - i) for i in range(n)}
 
     def frozen(self, tokens: int, trials: int, like: Trained | None = None, bench: arms.Bench | None = None) -> Trained:
@@ -133,7 +133,7 @@ class Study:
         """`frozen, 1x`, `joint, 1x` and so on, each from the rates of the budget before, in as many trials as the profile says;
         EQUAL, frozen heads in as many operations as the longest joint run."""
         found, frozen, joint, trials = {}, None, None, self.run.profile.joint_trials
-        for (budget, tokens), n in zip(self.budgets.items(), trials, strict=True):
+        for (budget, tokens), n in zip(self.budgets.items(), trials[:-1], strict=True):
             frozen, joint = self.frozen(tokens, n, frozen), self.joint(tokens, n, joint)
             found |= {f"frozen, {budget}": frozen, f"joint, {budget}": joint}
         return found | {EQUAL: self.frozen(self.for_as_many_operations(joint), trials[-1], frozen)}

@@ -106,7 +106,7 @@ def estimates(profile: Profile) -> dict[str, float]:
             tokens += windows * POSITIONS * vocabulary
         work += 2 * parameters[name] * (tokens + last * profile.text_tokens)
     joint = parameters[profile.joint or profile.backbones[-1]]
-    arms = 2 * sum(n / 2**i for i, n in enumerate(reversed(profile.joint_trials))) + len(profile.joint_seeds)
+    arms = 2 * sum(n / 2**i for i, n in enumerate(reversed(profile.joint_trials[:-1]))) + len(profile.joint_seeds)
     work += 6 * joint * arms * profile.joint_tokens  # of notebook 05: full fine-tuning, about as much for the others
     item = 2 if profile.needs_hub and torch.cuda.is_available() else 4
     return {"weights": item * max(parameters.values()), "training": 16 * joint, "operations": work}

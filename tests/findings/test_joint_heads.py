@@ -98,10 +98,10 @@ def test_one_budget_is_settled_at_the_smallest_first_and_operations_are_the_join
     for kind in ("frozen", "joint"):
         monkeypatch.setattr(Study, kind, train(kind))
     monkeypatch.setattr(Study, "for_as_many_operations", lambda study, of: 4 * of.tokens if of.kind == "joint" else None)
-    run = SimpleNamespace(profile=SimpleNamespace(joint_trials=(3, 2, 2), joint_tokens=4096))
+    run = SimpleNamespace(profile=SimpleNamespace(joint_trials=(3, 2, 1, 4), joint_tokens=4096))
     ways, kinds = Study(run, {}, None, None, 1e-3).by_budget(), ("frozen", "joint")
     wanted = {f"{kind}, {n}x": (kind, n * 1024) for n in (1, 2, 4) for kind in kinds}
     wanted |= {"frozen, as many operations": ("frozen", 4 * 4096)}
     assert {way: (one.kind, one.tokens) for way, one in ways.items()} == wanted
     assert asked[:4] == [(kind, *how) for how in ((1024, 3, None), (2048, 2, 1024)) for kind in kinds]
-    assert asked[4:] == [("frozen", 4096, 2, 2048), ("joint", 4096, 2, 2048), ("frozen", 16384, 2, 4096)]
+    assert asked[4:] == [("frozen", 4096, 1, 2048), ("joint", 4096, 1, 2048), ("frozen", 16384, 4, 4096)]
