@@ -117,7 +117,7 @@ HIGHER = (
 )
 CARRIED_ON = (
     "2026-11-30",
-    "the default profile tries rates of joint training and of the frozen heads beside it at the smallest budget, and carries them "
+    "the default profile tries rates of joint training and of the frozen heads beside it at the smallest budget and carries them "
     "on; frozen heads in as many operations try one more. Until then one more at every budget. Overnight, which is what is "
     "published, has five trials at every budget, as before. Seen before: at the larger two it settles at the rates of the "
     "smallest, on either side",
