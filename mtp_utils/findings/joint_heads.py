@@ -174,8 +174,9 @@ class Study:
 
     def reads(self, one: Trained) -> arms.Bench:
         """The states that heads read of the test text, and the last layer's."""
-        backbone, last = one.backbone(), arms.depth_of(self.base)[-1]
-        layers = heads_from(one.arm.arrays, backbone, one.arm.spec).layers
+        if (backbone := one.backbone()) is self.base:
+            return self.bench  # whose states are made once
+        layers, last = heads_from(one.arm.arrays, backbone, one.arm.spec).layers, arms.depth_of(self.base)[-1]
         return arms.bench_of(self.run, backbone, self.test, tokens=1, layers=tuple(sorted({*layers, last})))
 
 

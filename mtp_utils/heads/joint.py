@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ..backbones import sharded
+from ..backbones.anatomy import rows_of
 from ..backbones.checkpoints import checkpoint, rate_at, restore
 from ..base import paths, ranks, records
 from ..base.keys import fingerprint, measurement_key
@@ -16,7 +17,7 @@ from ..text import blocks
 from .features import FrozenFeatures
 from .spec import HeadSpec
 from .together import Joint, Together, joint_losses, losses_on
-from .training import averaged, combine, head_groups, plan, share_of
+from .training import NUMBERS, averaged, combine, head_groups, plan, share_of
 
 SAVE_EVERY, SAVE_SHARE = 60.0, 0.05  # seconds between checkpoints, and the most of the time that saving may take
 
@@ -68,7 +69,7 @@ def joint_training(
             at = (step - rest, steps - rest) if group.get("backbone") else (step, steps)
             group["lr"] = rate_at(*at, group["peak"], how.warmup) if at[0] >= 0 else 0.0
         mine = share_of(order[step])
-        losses = averaged(joint_losses(together, features, mine, how, accelerator.backward))
+        losses = averaged(losses_of_step(together, features, mine, how, accelerator.backward))
         norms = [combine(accelerator, list(together.heads.of(k).values())) for k in offsets]
         norms.append(combine(accelerator, list(together.trained.values())))
         if not np.isfinite([*losses, *norms]).all():
@@ -93,6 +94,17 @@ def joint_training(
     loss, found = np.array(seen["loss"]), np.array(seen["validation"])
     curves = {"loss": loss[:, 1:], "ntp_loss": loss[:, 0], "validation": found[:, 1:], "ntp_validation": found[:, 0]}
     return {n: x.numpy() for n, x in together.best.items()} | curves | {"kept": np.full(max(1, len(offsets)), seen["kept"])}
+
+
+def losses_of_step(together: Together, features: FrozenFeatures, rows, how: Joint, backward) -> list[float]:
+    """joint_losses of a step's blocks, as many at a time as have NUMBERS logits; gradients add up to those of all at once."""
+    at_once = max(1, NUMBERS // (features.tokens.shape[1] * rows_of(together.model.get_output_embeddings())))
+    parts = [rows[a : a + at_once] for a in range(0, len(rows), at_once)]
+    shares = [len(part) / len(rows) for part in parts]
+    found = []
+    for part, share in zip(parts, shares, strict=True):
+        found.append(joint_losses(together, features, part, how, lambda loss, share=share: backward(share * loss)))
+    return np.average(found, axis=0, weights=shares).tolist()
 
 
 def checkpoint_path(features: FrozenFeatures, validation: FrozenFeatures, spec: HeadSpec | None, how: Joint) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtp_utils.findings import joint_heads
-from mtp_utils.findings.joint_heads import Study, settled
+from mtp_utils.findings.joint_heads import Study, Trained, settled
 from mtp_utils.findings.joint_tables import ahead_by_budget, contrasts
 from mtp_utils.heads.training import Training
 
@@ -65,6 +65,11 @@ def test_frozen_heads_in_as_many_operations_read_all_of_the_text_equally_often(e
     assert study.for_as_many_operations(SimpleNamespace(operations=1.0)) == tokens
     epochs = study._how(Training, 1e-3, tokens).epochs
     assert tokens % epochs == 0 and (epochs == 1 or tokens // epochs == 8192)
+
+
+def test_frozen_heads_are_scored_on_states_that_are_made_once():
+    bench = SimpleNamespace(backbone=object())
+    assert Study(None, {}, bench, None, 1e-3).reads(Trained("frozen", None, bench, lambda: bench.backbone)) is bench
 
 
 def test_the_three_contrasts_are_each_of_the_ways_that_they_name():

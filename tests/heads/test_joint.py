@@ -36,14 +36,15 @@ def build(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("labels", ["data", "sampled", "soft"])
 @pytest.mark.parametrize("name", ["gpt_neox", "llama", "gpt2"])
-def test_gradients_one_head_after_another_are_those_of_the_whole_loss(monkeypatch, name, labels):
+def test_gradients_block_by_block_and_one_head_after_another_are_those_of_the_whole_loss(monkeypatch, name, labels):
     monkeypatch.setattr(training, "NUMBERS", 5 * VOCAB)
     monkeypatch.setattr("mtp_utils.heads.together.NUMBERS", 5 * VOCAB)
-    f, how = text(name, 2), dataclasses.replace(HOW, labels=labels, ntp_weight=0.7, decay=0.5)
+    monkeypatch.setattr(joint, "NUMBERS", 5 * VOCAB)  # less than a block's
+    f, how = text(name, 3), dataclasses.replace(HOW, labels=labels, ntp_weight=0.7, decay=0.5)
     f.paths  # noqa: B018 (drawn from the base model, before anything is trained)
     together = Together(f.backbone, SPEC, how)
     together.free(True)
-    found = joint_losses(together, f, slice(0, 2), how, torch.Tensor.backward)
+    found = joint.losses_of_step(together, f, np.arange(3), how, torch.Tensor.backward)
     parameters = [*together.trained.values(), *together.heads.parameters()]
     ours = [p.grad.clone() for p in parameters if p.grad is not None]
     for p in parameters:
