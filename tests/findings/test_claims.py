@@ -10,7 +10,7 @@ import pytest
 from toy_run import ROOT
 
 from mtp_utils.base import artifacts
-from mtp_utils.base.profiles import PROFILES
+from mtp_utils.base.profiles import PROFILES, with_own
 from mtp_utils.findings import adjusted, arms, claims, counting, head_claims, joint_heads
 from mtp_utils.findings.changes import CHANGES
 
@@ -54,10 +54,12 @@ def test_the_numbers_that_verdicts_hang_on_do_not_change_without_a_dated_line():
     assert counting.CONTROLS == (*counting.PREDICTORS, "cache_ngram")
     fields = "n_documents positions_per_document head_tokens most_tokens text_tokens joint_tokens".split()
     fields += ["head_seeds", "joint_trials", "joint_seeds"]
-    of = {name: tuple(getattr(PROFILES[name], field) for field in fields) for name in PROFILES}
+    gemma = with_own(PROFILES["pretrained"], {"gemma3-270m": "gemma3-270m"}, None)
+    of = {name: tuple(getattr(p, field) for field in fields) for name, p in (PROFILES | {"gemma": gemma}).items()}
     first, seeds = (200, 1, 65_536, 2_097_152, 524_288, 524_288), (0, 1, 2)
     assert of["default"] == (*first, (0,), (5, 1, 1, 2), (0,)) and of["overnight"] == (*first, seeds, (5, 5, 5, 5), seeds)
     assert of["pretrained"] == (200, 1, 65_536, 262_144, 262_144, 65_536, seeds, (2, 1, 1, 1), (0,))
+    assert of["gemma"] == (200, 1, 16_384, 65_536, 65_536, 16_384, seeds, (2, 1, 1, 1), (0,))
 
 
 def test_one_corpus_against_the_claim_is_said_whatever_the_others_say():
