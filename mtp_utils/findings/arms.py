@@ -221,11 +221,15 @@ def _mean_loss(arm: Arm) -> float:
     return float(np.mean([arm.loss(k) for k in arm.spec.offsets]))
 
 
-def states_seconds(run, bench: Bench) -> float:
-    """What making the training states of a bench took; they are made if that is not known."""
+def make_states(run, bench: Bench) -> float:
+    """Makes the training states of a bench, or reads them where they are stored (they are if they take features.BOUND bytes or
+    less: for the next notebook, and for a run that is resumed). The seconds that making them took."""
     made, name = bench.train, bench.backbone.name.replace("/", "-")
     stem = f"03_states_{name}_{made.tokens.numel()}_{''.join(map(str, made.layers))}_{made.fingerprint[:8]}"
-    return run.measure_arrays(stem, head_measures.states_made, features=made, layers=made.layers).seconds
+    found = run.measure_arrays(stem, head_measures.states_made, features=made, layers=made.layers)
+    if "states" in found.values:
+        made.states = found.values["states"]
+    return found.seconds
 
 
 def untrained_arm(run, bench: Bench, spec: HeadSpec) -> Arm:

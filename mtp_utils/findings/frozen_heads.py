@@ -107,6 +107,7 @@ def decided(run, backbone: Backbone, test: dict, grid: list[arms.Arm]) -> Decide
     best, first = from_best(run, arms.bench_of(run, backbone, test), grid), first_budget(run)
     again = best[: 3 if first > run.profile.head_tokens else 1]
     bench = deciding_bench(run, backbone, test, *(arm.spec for arm in again))
+    arms.make_states(run, bench)
     arm = from_best(run, bench, [arms.settled_arm(run, bench, *_alone(arm, first), arms.FIRST) for arm in again])[0]
     return Decided(bench, arms.trained_out(run, bench, arm.spec, arm.training, run.profile.most_tokens))
 

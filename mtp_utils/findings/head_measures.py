@@ -8,7 +8,7 @@ import torch
 from ..backbones.anatomy import unembed
 from ..backbones.wrapped import decoder
 from ..base.records import Arrays
-from ..heads.features import BLOCKS, FrozenFeatures, by_length
+from ..heads.features import BLOCKS, BOUND, FrozenFeatures, by_length
 from ..heads.heads import Heads
 from ..heads.spec import HeadSpec
 from ..heads.training import heads_from, step_losses
@@ -27,8 +27,9 @@ def initial_heads(backbone, spec: HeadSpec) -> dict[str, np.ndarray]:
 
 
 def states_made(features: FrozenFeatures, layers: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Makes the states of a text, for the seconds that takes; `bytes`: their size."""
-    return {"bytes": np.array(features.states.nbytes)}
+    """The `states` of a text where they take BOUND bytes or less, and what making them takes in seconds; `bytes`: their size."""
+    made = features.states
+    return {"bytes": np.array(made.nbytes)} | ({"states": made} if made.nbytes <= BOUND else {})
 
 
 @torch.no_grad()

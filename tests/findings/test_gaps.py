@@ -28,6 +28,7 @@ from mtp_utils.findings import (
     stored,
 )
 from mtp_utils.findings.means import by_document
+from mtp_utils.heads.features import FrozenFeatures
 from mtp_utils.heads.spec import HeadSpec
 from mtp_utils.heads.training import Training, heads_from
 from mtp_utils.marginal.future import future_log_probs
@@ -270,9 +271,14 @@ def test_text_for_other_heads_begins_where_the_first_ended(run, backbone, text, 
     assert torch.equal(more[4:], fresh) and len(fresh) == 4
 
 
-def test_what_states_cost_is_measured_once(run, bench):
-    first = arms.states_seconds(run, bench)
-    assert first > 0 and arms.states_seconds(run, bench) == first
+def test_states_are_made_once_and_read_by_whoever_asks_next(run, bench, monkeypatch):
+    first, made = arms.make_states(run, bench), bench.train
+    later = dataclasses.replace(bench, train=FrozenFeatures(made.backbone, made.tokens, made.layers))
+    monkeypatch.setattr(FrozenFeatures, "_compute", None)
+    assert first > 0 and arms.make_states(run, later) == first
+    assert np.array_equal(later.train.states, made.states) and later.train.states.dtype == np.float16
+    monkeypatch.setattr(head_measures, "BOUND", made.states.nbytes - 1)  # too many to be stored: they are made when asked for
+    assert set(head_measures.states_made(made, made.layers)) == {"bytes"}
 
 
 def run_tables(run):

@@ -326,6 +326,14 @@ def test_which_of_two_nearly_tied_tokens_is_the_likelier_is_no_difference_and_it
         assert bool(publish._compare_stem(publish.TIED, *folders)) == differs
 
 
+@pytest.mark.parametrize(("n", "differs"), [(publish.FEWEST - 1, False), (publish.FEWEST, True)])
+def test_a_mean_of_few_positions_is_not_compared_as_one_of_them_moves_it(n, differs):
+    folders = paths.FIGURES, paths.figures("default")
+    for folder, value in zip(folders, (0.5, 0.6), strict=True):
+        write_table(folder / "01_line.csv", pd.DataFrame({"value": [0.5, value], "n_positions": [100, n]}))
+    assert bool(publish._compare_stem("01_line", *folders)) == differs
+
+
 def test_check_without_anything_published_says_so():
     with pytest.raises(Stop, match="nothing is published yet"):
         publish.check()
