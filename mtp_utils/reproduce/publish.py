@@ -23,7 +23,7 @@ RTOL, ATOL = 0.02, 0.01
 # bfloat16, the largest difference in the tables of notebooks 03 to 05 was 0.067, at the end of an interval.
 TRAINED, RTOL_TRAINED, ATOL_TRAINED = ("03", "04", "05", "06", "07"), 0.05, 0.07
 TIED = "00_offsets"  # which of two tokens that are nearly tied is the likelier: its probability is compared
-FEWEST = 20  # positions behind a mean: of fewer, a single one that is nearly tied moves it by more than is allowed
+SHARES, FEWEST = ("top1", "top5"), 20  # of fewer positions a single one that is nearly tied moves a share by more than is allowed
 COUNTED = "06"  # how many passes there were depends on what was decoded
 TIMED = "06_speed"  # ratios of seconds: only its text is compared
 JUDGED = "07_scorecard"  # its sentences have the numbers in them, which are compared as numbers
@@ -140,10 +140,11 @@ def _compare_stem(stem: str, *folders: Path, part: bool = False) -> list[tuple[s
     tables = [read_table(folder / f"{stem}.csv") for folder in folders]
     if any(table is None for table in tables):
         return [("file", "is not the one its JSON describes")]
-    if all("n_positions" in table for table in tables) and not stem.startswith(COUNTED):
-        tables = [table[~(table["n_positions"] < FEWEST)].reset_index(drop=True) for table in tables]
     if stem.startswith(COUNTED):
         tables = [table.astype({c: float for c in table if c.startswith("n_")}) for table in tables]
+    elif all({"metric", "n_positions"} <= set(table) for table in tables):
+        few = [table["metric"].isin(SHARES) & (table["n_positions"] < FEWEST) for table in tables]
+        tables = [table[~left].reset_index(drop=True) for table, left in zip(tables, few, strict=True)]
     if stem == TIMED:
         tables = [table.select_dtypes(exclude="number") for table in tables]
     tables = [table.drop(columns=NOT_COMPARED.get(stem, [])) for table in tables]

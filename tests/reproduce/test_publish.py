@@ -326,11 +326,14 @@ def test_which_of_two_nearly_tied_tokens_is_the_likelier_is_no_difference_and_it
         assert bool(publish._compare_stem(publish.TIED, *folders)) == differs
 
 
-@pytest.mark.parametrize(("n", "differs"), [(publish.FEWEST - 1, False), (publish.FEWEST, True)])
-def test_a_mean_of_few_positions_is_not_compared_as_one_of_them_moves_it(n, differs):
+@pytest.mark.parametrize(
+    ("metric", "n", "differs"),
+    [("top1", publish.FEWEST - 1, False), ("top1", publish.FEWEST, True), ("cross_entropy", publish.FEWEST - 1, True)],
+)
+def test_a_share_of_few_positions_is_not_compared_as_one_of_them_moves_it(metric, n, differs):
     folders = paths.FIGURES, paths.figures("default")
     for folder, value in zip(folders, (0.5, 0.6), strict=True):
-        write_table(folder / "01_line.csv", pd.DataFrame({"value": [0.5, value], "n_positions": [100, n]}))
+        write_table(folder / "01_line.csv", pd.DataFrame({"metric": metric, "value": [0.5, value], "n_positions": [100, n]}))
     assert bool(publish._compare_stem("01_line", *folders)) == differs
 
 
